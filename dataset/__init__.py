@@ -1,0 +1,1 @@
+"""Data: layout of a prepared folder, preprocessing, synthetic scenes, the training dataset."""

@@ -1,0 +1,1 @@
+"""JointDiT: joint RGB-and-depth diffusion transformer."""
