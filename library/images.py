@@ -1,0 +1,194 @@
+"""The only file that knows image formats: pictures of any mode, depth as arrays or pictures, and the files we write.
+
+Inside the program a picture is float32 (3, h, w) in [0, 1] and depth is float32 (h, w) disparity, near = large.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from library.errors import UserError
+from library.files import write_atomically
+
+DEPTH_KINDS = ("disparity", "depth")
+DEPTH_NOTE = "relative disparity: near = large, far = small; scale and offset are unknown"
+
+_EXR_CHANNELS = ("Z", "depth", "disparity", "Y", "R", "V")
+_INTEGER_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+
+# far (dark) to near (light); lightness rises all the way, so the picture reads in greyscale too
+_COLORS = ((13, 8, 52), (56, 20, 104), (122, 30, 112), (190, 48, 92), (235, 98, 62), (250, 168, 66), (252, 246, 188))
+
+
+def read_rgb(path: str | Path, *, flag: str = "--input_image") -> Tensor:
+    """Read a picture of any mode as float32 (3, h, w) in [0, 1].
+
+    Its EXIF rotation is applied, transparency lies on white, of an animation the first frame is taken, 16-bit grey
+    keeps its precision (Pillow itself reads 16-bit colour as 8 bits). Raises `UserError` naming `flag` and the file.
+    """
+    image = _open_picture(Path(path), flag=flag)
+    if image.mode in (*_INTEGER_16, "I", "F"):
+        grey = _unit_range(np.asarray(image), path=Path(path), flag=flag)
+        return torch.from_numpy(grey).expand(3, *grey.shape).contiguous()
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    array = np.array(image.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255
+
+
+def read_depth(path: str | Path, *, kind: str = "disparity", flag: str = "--input_depth") -> Tensor:
+    """Read a depth map as float32 (h, w) disparity, near = large, of any scale.
+
+    `.npy` of floats or integers, 8- or 16-bit grey pictures, float TIFF, `.exr`; integers are divided by their type's
+    largest value. With `kind="depth"` the file holds distances: the result is 1 / distance, and where the distance is
+    infinite, zero or negative (sky, no measurement) 0, the farthest. Raises `UserError` naming `flag` and the file
+    for what can't be read and for maps with NaN, without size or of one value everywhere.
+    """
+    path = Path(path)
+    if kind not in DEPTH_KINDS:
+        raise ValueError(f"depth kind {kind!r} is none of {', '.join(DEPTH_KINDS)}")
+    _check_file(path, flag=flag)
+    readers = {".npy": _read_npy, ".exr": _read_exr}
+    values = readers.get(path.suffix.lower(), _read_depth_picture)(path, flag=flag)
+    if values.size == 0:
+        raise UserError(f"{flag} {path}: has no pixels ({_size(values)}); give a depth map with rows and columns")
+    if np.isnan(values).any():
+        raise UserError(f"{flag} {path}: holds {int(np.isnan(values).sum())} NaN values; fill them first")
+    if kind == "depth":
+        valid = np.isfinite(values) & (values > 0)
+        values = np.divide(1, values, out=np.zeros_like(values), where=valid)
+    if not np.isfinite(values).all():
+        raise UserError(f"{flag} {path}: holds infinite disparity; for distances say --depth_kind depth")
+    if values.min() == values.max():
+        raise UserError(f"{flag} {path}: has the same value everywhere; give a depth map with near and far")
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def write_rgb(path: str | Path, rgb_3hw: Tensor) -> None:
+    """Write colours in [0, 1] as an 8-bit picture, rounded, atomically; the ending chooses the format."""
+    array = (rgb_3hw.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    with write_atomically(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(array)).save(temporary)
+
+
+def write_depth_png16(path: str | Path, disparity_hw: Tensor) -> None:
+    """Write disparity in [0, 1] as a 16-bit grey PNG, rounded, atomically; its text chunk says which end is near."""
+    array = (disparity_hw.detach().cpu().double().clamp(0, 1) * 65535).round().numpy().astype(np.uint16)
+    note = PngImagePlugin.PngInfo()
+    note.add_text("Depth", DEPTH_NOTE)
+    with write_atomically(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG", pnginfo=note)
+
+
+def write_depth_npy(path: str | Path, disparity_hw: Tensor) -> None:
+    """Write a map as a float32 `.npy`, unchanged, atomically."""
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        np.save(file, disparity_hw.detach().cpu().float().numpy())
+
+
+def colorize(disparity_hw: Tensor) -> Tensor:
+    """Colour a map in [0, 1] for the eye, (3, h, w) in [0, 1]: dark blue far, pale yellow near. Never measure on it."""
+    table = torch.tensor(_COLORS, dtype=torch.float32) / 255
+    place = disparity_hw.detach().cpu().float().clamp(0, 1) * (len(_COLORS) - 1)
+    low = place.long().clamp(max=len(_COLORS) - 2)
+    colors_hw3 = torch.lerp(table[low], table[low + 1], (place - low).unsqueeze(-1))
+    return colors_hw3.permute(2, 0, 1).contiguous()
+
+
+def _check_file(path: Path, *, flag: str) -> None:
+    if not path.exists():
+        raise UserError(f"{flag} {path}: no such file")
+    if not path.is_file():
+        raise UserError(f"{flag} {path}: is a folder; give a file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{flag} {path}: is empty (size 0)")
+
+
+def _open_picture(path: Path, *, flag: str) -> Image.Image:
+    """Open and decode the first frame of a picture, turned as its EXIF data says."""
+    _check_file(path, flag=flag)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+            image.load()
+        return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise UserError(f"{flag} {path}: is not a picture in any format known here, whatever its ending says") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{flag} {path}: is too large to open safely ({error})") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{flag} {path}: is damaged or cut short ({error})") from None
+
+
+def _read_depth_picture(path: Path, *, flag: str) -> np.ndarray:
+    image = _open_picture(path, flag=flag)
+    if image.mode in ("P", "PA", "1"):
+        image = image.convert("RGB" if image.mode != "1" else "L")
+    return _unit_range(_one_channel(np.asarray(image), path=path, flag=flag), path=path, flag=flag, bounded=False)
+
+
+def _read_npy(path: Path, *, flag: str) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{flag} {path}: is not a .npy array of numbers ({error})") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise UserError(f"{flag} {path}: is not a .npy array of real numbers")
+    return _unit_range(_one_channel(array, path=path, flag=flag), path=path, flag=flag, bounded=False)
+
+
+def _read_exr(path: Path, *, flag: str) -> np.ndarray:
+    try:
+        import OpenEXR
+    except ImportError:
+        raise UserError(f"{flag} {path}: reading EXR needs one more package: pip install 'jointdit[exr]'") from None
+    try:
+        channels: dict[str, Any] = OpenEXR.File(str(path), separate_channels=True).channels()
+    except Exception as error:  # the package raises bare RuntimeErrors for every kind of damage
+        raise UserError(f"{flag} {path}: is not an EXR file that can be read ({error})") from None
+    name = next((each for each in _EXR_CHANNELS if each in channels), None)
+    if name is None:
+        raise UserError(f"{flag} {path}: has the channels {', '.join(channels)}, none of {', '.join(_EXR_CHANNELS)}")
+    return np.array(channels[name].pixels, dtype=np.float32)
+
+
+def _one_channel(array: np.ndarray, *, path: Path, flag: str) -> np.ndarray:
+    """Return the (h, w) map inside (h, w), (1, h, w), (h, w, 1) or equal colour channels with or without alpha."""
+    if array.ndim == 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 3 and array.shape[2] in (2, 4):
+        array = array[:, :, :-1]
+    if array.ndim == 3 and array.shape[2] in (1, 3):
+        if not (array == array[:, :, :1]).all():
+            raise UserError(f"{flag} {path}: is a colour picture, not a depth map; give one channel of depth")
+        array = array[:, :, 0]
+    if array.ndim != 2:
+        raise UserError(f"{flag} {path}: has the shape {_size(array)}; a depth map is rows x columns")
+    return array
+
+
+def _unit_range(array: np.ndarray, *, path: Path, flag: str, bounded: bool = True) -> np.ndarray:
+    """Return float32; integers divided by their type's largest value, floats as they are (`bounded`: within [0, 1])."""
+    if array.dtype.kind == "b":
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu":
+        largest = np.iinfo(array.dtype).max
+        if array.dtype == np.int32 and array.size and 0 <= array.min() and array.max() <= 65535:
+            largest = 65535  # Pillow gives some 16-bit files as 32-bit integers
+        return (array.astype(np.float64) / largest).astype(np.float32)
+    array = array.astype(np.float32)
+    if bounded and array.size and not (array.min() >= 0 and array.max() <= 1):
+        raise UserError(f"{flag} {path}: is a floating-point picture with values outside 0 to 1; scale it first")
+    return array
+
+
+def _size(array: np.ndarray) -> str:
+    return " x ".join(map(str, array.shape))

@@ -1,0 +1,43 @@
+"""Sizes: what the model can take (multiples of 16 pixels) and the way back to the picture's own size.
+
+Shape letters: B any leading axes, C channels, h w rows and columns.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+PIXELS_PER_TOKEN = 16  # 8 pixels a latent, 2 latents a token, along each side
+
+
+def pad_to_multiple(x_BChw: Tensor, multiple: int = PIXELS_PER_TOKEN) -> Tensor:
+    """Pad on the right and below, repeating the edge, until both sides are multiples of `multiple`."""
+    height, width = x_BChw.shape[-2:]
+    right, below = -width % multiple, -height % multiple
+    if not (right or below):
+        return x_BChw
+    flat = x_BChw.reshape(-1, 1, height, width)
+    return functional.pad(flat, (0, right, 0, below), mode="replicate").view(
+        *x_BChw.shape[:-2], height + below, width + right
+    )
+
+
+def crop(x_BChw: Tensor, *, height: int, width: int) -> Tensor:
+    """Undo `pad_to_multiple`: keep the first `height` rows and `width` columns."""
+    return x_BChw[..., :height, :width]
+
+
+def resize(x_BChw: Tensor, *, height: int, width: int) -> Tensor:
+    """Resize the last two axes bilinearly, smoothing when it shrinks; the range of values is never left."""
+    if x_BChw.shape[-2:] == (height, width):
+        return x_BChw
+    flat = x_BChw.reshape(-1, 1, *x_BChw.shape[-2:])
+    resized = functional.interpolate(flat, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return resized.view(*x_BChw.shape[:-2], height, width)
+
+
+def processing_size(height: int, width: int, *, short_side: int) -> tuple[int, int]:
+    """Return (height, width) in the same aspect with the short side at `short_side`; 0 keeps the size."""
+    if short_side == 0:
+        return height, width
+    scale = short_side / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -1,0 +1,29 @@
+"""Padding and resizing."""
+
+import pytest
+import torch
+
+from library.sizes import crop, pad_to_multiple, processing_size, resize
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 17, 31), (2, 3, 16, 33), (5, 48)])
+def test_padding_comes_back(shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    padded = pad_to_multiple(x)
+    assert padded.shape[-1] % 16 == 0 and padded.shape[-2] % 16 == 0 and padded.shape[-1] - shape[-1] < 16
+    assert torch.equal(crop(padded, height=shape[-2], width=shape[-1]), x)
+    assert torch.equal(padded[..., -1, -1], x[..., -1, -1])
+
+
+def test_resizing_keeps_range_and_identity() -> None:
+    x = torch.rand(3, 40, 24, generator=torch.Generator().manual_seed(0))
+    assert resize(x, height=40, width=24) is x
+    small = resize(x, height=9, width=7)
+    assert small.shape == (3, 9, 7) and small.min() >= x.min() and small.max() <= x.max()
+    torch.testing.assert_close(resize(torch.full((3, 5), 0.3), height=31, width=8), torch.full((31, 8), 0.3))
+
+
+def test_processing_size_keeps_the_aspect() -> None:
+    assert processing_size(1000, 2000, short_side=128) == (128, 256)
+    assert processing_size(90, 30, short_side=128) == (384, 128)
+    assert processing_size(37, 91, short_side=0) == (37, 91)
