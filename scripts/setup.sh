@@ -80,7 +80,7 @@ jointdit_setup() {
     # One call for all: pip then chooses the extras' own requirements so that they fit the pins.
     python -m pip install --disable-pip-version-check -r requirements.txt ${extras:+-e ".[$extras]"} ||
         jointdit_fail "requirements.txt: pip could not install it; see its message above"
-    echo "$hash" >"$stamp"
+    echo "$hash" | tee "$stamp" >"${stamp%/*}/.jointdit-base.stamp" # any set of extras holds the base
     echo "Installed into $(python -c 'import sys; print(sys.prefix)')"
 }
 
