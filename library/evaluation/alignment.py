@@ -67,7 +67,7 @@ def affine_disparity(pred_hw: Tensor, depth_hw: Tensor, *, valid_hw: Tensor, dep
 
 
 def affine_disparity_capped(pred_hw: Tensor, depth_hw: Tensor, *, valid_hw: Tensor, depth_range: DepthRange) -> Tensor:
-    """As `affine_disparity`, but with disparity >= 1 / (largest valid depth of the image): MoGe's way; returns metres."""
+    """As `affine_disparity`, but with disparity >= 1 / (largest valid depth): MoGe's way; returns metres."""
     far = float(depth_hw[valid_hw].max()) if valid_hw.any() else depth_range.high
     disparity_hw = _fitted_disparity(pred_hw, depth_hw, valid_hw).clamp_min(1 / far)
     return (1 / disparity_hw).clamp(depth_range.low, depth_range.high)
