@@ -95,7 +95,7 @@ def _read_exhibit(path: Path, *, truth: Path | None) -> Exhibit:
         pictures = [Picture(label="given: image", rgb_3hw=read_rgb(image), kind="given"), made_depth]
         known = truth / Path(image).with_suffix(".npy").name.replace("image", "depth") if truth else None
         if known and known.exists():
-            pictures.append(Picture(label="true depth, for comparison", rgb_3hw=_colors(known), kind="truth"))
+            pictures.append(Picture(label="true depth", rgb_3hw=_colors(known), kind="truth"))
     elif depth is not None:
         pictures = [Picture(label="given: depth", rgb_3hw=_colors(Path(depth)), kind="given"), made_rgb]
     else:

@@ -9,10 +9,6 @@
 # agree, and run `hf auth login` once. docs/licences.md says what each licence permits.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# shellcheck source=scripts/setup.sh
-source scripts/setup.sh
-jointdit_setup
-
 fail() {
     echo "scripts/download_models.sh: $*" >&2
     exit 2
@@ -73,6 +69,10 @@ for part in "${parts[@]}"; do
         *) fail "$part: unknown; choose from flux, text, addons" ;;
     esac
 done
+
+# shellcheck source=scripts/setup.sh
+source scripts/setup.sh
+jointdit_setup
 for part in "${parts[@]}"; do
     "get_$part"
 done

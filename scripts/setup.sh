@@ -63,12 +63,13 @@ jointdit_say_download() {
 }
 
 jointdit_setup() {
-    local extras stamp hash
+    local extras folder stamp hash
     extras=$(IFS=,; echo "$*")
     jointdit_enter_environment
+    folder=${VIRTUAL_ENV:-$CONDA_PREFIX}
     # The folder's name is part of the hash: an editable install in a moved environment must be made anew.
     hash=$({ cat requirements.txt pyproject.toml; echo "$PWD ${JOINTDIT_TORCH_INDEX:-}"; } | python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
-    stamp=$(python -c 'import sys; print(sys.prefix)')/.jointdit-${extras:-base}.stamp
+    stamp=$folder/.jointdit-${extras:-base}.stamp
     if [ "$(cat "$stamp" 2>/dev/null || true)" = "$hash" ]; then
         return
     fi
@@ -80,8 +81,8 @@ jointdit_setup() {
     # One call for all: pip then chooses the extras' own requirements so that they fit the pins.
     python -m pip install --disable-pip-version-check -r requirements.txt ${extras:+-e ".[$extras]"} ||
         jointdit_fail "requirements.txt: pip could not install it; see its message above"
-    echo "$hash" | tee "$stamp" >"${stamp%/*}/.jointdit-base.stamp" # any set of extras holds the base
-    echo "Installed into $(python -c 'import sys; print(sys.prefix)')"
+    echo "$hash" | tee "$stamp" >"$folder/.jointdit-base.stamp" # any set of extras holds the base
+    echo "Installed into $folder"
 }
 
 # Not when sourced: the caller's own arguments would be taken for extras.
