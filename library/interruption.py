@@ -1,0 +1,41 @@
+"""SIGTERM and SIGINT as a polite request to stop at the next safe point."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether, and by which signal, the process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def name(self) -> str:
+        """Name of the signal."""
+        return signal.Signals(self.signal).name if self.signal is not None else ""
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Within the block the first SIGTERM or SIGINT only sets the request; a second one acts as usual."""
+    request = StopRequest()
+    before = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal = number
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.getsignal(number)
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

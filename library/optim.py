@@ -1,0 +1,103 @@
+"""Optimizers and learning-rate schedules by name."""
+
+import ast
+import importlib
+import inspect
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from library.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Short names; anything else is read as `module.Class`.
+OPTIMIZERS = {
+    "adamw": "torch.optim.AdamW",
+    "adam": "torch.optim.Adam",
+    "sgd": "torch.optim.SGD",
+    "adafactor": "transformers.optimization.Adafactor",
+    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
+    "lion8bit": "bitsandbytes.optim.Lion8bit",
+}
+
+
+def parse_arguments(arguments: Sequence[str], *, flag: str) -> dict[str, Any]:
+    """Read `key=value` strings; values are Python literals (`1e-4`, `False`, `(0.9, 0.95)`), else plain strings.
+
+    Raises:
+        UserError: an argument has no `=`.
+    """
+    parsed: dict[str, Any] = {}
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if not separator or not key.strip().isidentifier():
+            raise UserError(f"{flag} {argument}: not of the form key=value; write e.g. weight_decay=0.01")
+        try:
+            parsed[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            parsed[key.strip()] = value.strip()
+    return parsed
+
+
+def find_optimizer(name: str) -> type[Optimizer]:
+    """Import the optimizer class called `name`: a short name of `OPTIMIZERS` (any case) or `module.Class`.
+
+    Raises:
+        UserError: no such name, or its package isn't installed.
+    """
+    path = OPTIMIZERS.get(name.lower(), name)
+    module, _, attribute = path.rpartition(".")
+    if not module:
+        raise UserError(f"--optimizer_type {name}: unknown; choose one of {', '.join(OPTIMIZERS)} or module.Class")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--optimizer_type {name}: {path} can't be imported ({error}); install its package") from error
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], *, learning_rate: float, arguments: Sequence[str] = ()
+) -> Optimizer:
+    """Make the optimizer `name` over `parameters` with `--optimizer_args` as `key=value` strings.
+
+    AdamW runs fused unless `fused` is given: one kernel over all parameters, on the CPU too.
+
+    Raises:
+        UserError: unknown optimizer, or arguments it doesn't take.
+    """
+    kind = find_optimizer(name)
+    options = parse_arguments(arguments, flag="--optimizer_args")
+    if kind is torch.optim.AdamW:
+        options.setdefault("fused", True)
+    try:
+        return kind(list(parameters), lr=learning_rate, **options)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(list(inspect.signature(kind).parameters)[2:])
+        raise UserError(
+            f"--optimizer_args {' '.join(arguments)}: {name} refused them ({error}); it takes {known}"
+        ) from error
+
+
+def make_scheduler(name: str, optimizer: Optimizer, *, warmup_steps: int, total_steps: int) -> LRScheduler:
+    """Make the schedule `name` of transformers: constant, constant_with_warmup, linear, cosine, polynomial, ...
+
+    Raises:
+        UserError: unknown name.
+    """
+    from transformers import get_scheduler
+    from transformers.trainer_utils import SchedulerType
+
+    names = [kind.value for kind in SchedulerType]
+    if name not in names:
+        raise UserError(f"--lr_scheduler {name}: unknown; choose one of {', '.join(names)}")
+    if name == "constant" and warmup_steps:
+        log.warning(
+            "--lr_warmup_steps %d: has no effect with --lr_scheduler constant; use constant_with_warmup", warmup_steps
+        )
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)

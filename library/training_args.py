@@ -1,0 +1,176 @@
+"""The flags of `train.py`: those of the released training command, and ours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from library.args import (
+    AutoencoderArgs,
+    Flags,
+    NoEffect,
+    RuntimeArgs,
+    TextEncoderArgs,
+    TransformerArgs,
+    flag,
+)
+from library.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArgs(Flags):
+    """Training data."""
+
+    image_folder: Path = flag(
+        help="prepared folder: processed_images, depthmaps, text_prompts, cache", metavar="FOLDER"
+    )
+    is_latent_training: bool = flag(
+        False, help="train on the latents and text features cached by preprocess_step2.py; otherwise encode on the fly"
+    )
+    depth_transform: str = flag(
+        "none", help="none: disparity, near is large; inverse: near is small", choices=("none", "inverse")
+    )
+    posterior: str = flag(
+        "sample", help="what the on-the-fly latents are: a sample of the autoencoder's posterior or its mean",
+        choices=("sample", "mean"),
+    )  # fmt: skip
+    is_txt_ids_training: bool = flag(False, help="give the model the position ids that came with the text features")
+    is_attnmask_training: bool = flag(False, help="mask the padding of the T5 features")
+    text_dropout: float = flag(
+        0.1, help="probability of training a sample on the empty prompt instead of its own", minimum=0.0, maximum=1.0
+    )
+    max_data_loader_n_workers: int = flag(
+        2, help="processes that read samples ahead, at most the CPU cores there are; 0 reads in the main process",
+        minimum=0,
+    )  # fmt: skip
+    persistent_data_loader_workers: bool = flag(
+        True, help="keep these processes from epoch to epoch (always so: the stream of samples has no end)"
+    )
+    prompt_folder: Path = flag(
+        Path("."), help="where preprocess_step3.py left empty_prompts and evaluation_prompts", metavar="FOLDER"
+    )
+    evaluation_prompts: Path = flag(
+        Path("dataset/evaluation_prompts.txt"), help="prompts of the previews, one a line", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeArgs(Flags):
+    """Recipe."""
+
+    train_batch_size: int = flag(1, help="pairs per process and backward pass", minimum=1)
+    gradient_accumulation_steps: int = flag(1, help="backward passes per optimizer step", minimum=1)
+    max_train_epochs: int | None = flag(None, help="how often every pair is seen", minimum=1)
+    max_train_steps: int | None = flag(None, help="optimizer steps; given both, this one counts", minimum=1)
+    learning_rate: float = flag(1e-5, help="learning rate", minimum=0.0)
+    optimizer_type: str = flag(
+        "adamw", help="adamw, adafactor, adamw8bit, lion8bit, ... or module.Class", metavar="NAME"
+    )
+    optimizer_args: tuple[str, ...] = flag((), help="arguments of the optimizer as key=value", metavar="KEY=VALUE")
+    lr_scheduler: str = flag("constant", help="schedule of transformers: constant_with_warmup, cosine, linear, ...")
+    lr_warmup_steps: int = flag(0, help="optimizer steps over which the learning rate rises from 0", minimum=0)
+    max_grad_norm: float = flag(1.0, help="clip the gradients' total norm to this; 0 doesn't clip", minimum=0.0)
+    ema_decay: float = flag(
+        0.0, help="decay per step of the weights' running average, which is what is saved and previewed; 0 keeps none",
+        minimum=0.0, below=1.0,
+    )  # fmt: skip
+    seed: int = flag(42, help="decides order, noise, time steps, text dropout and the adapters' start", minimum=0)
+    lora_rank: int = flag(64, help="rank of the adapters in the blocks", minimum=1)
+    vector_in_ranks: tuple[int, int] = flag(
+        (512, 1024), help="ranks of the adapters of vector_in.in_layer and vector_in.out_layer", minimum=1
+    )
+    txt_in_rank: int = flag(1024, help="rank of the adapter of txt_in", minimum=1)
+    gradient_checkpointing: bool = flag(
+        False, help="recompute the blocks in the backward pass: less memory, a third slower"
+    )
+    timestep_sampling: str = flag("shift", help="density of the noise levels", choices=("shift",))
+    discrete_flow_shift: float = flag(3.1582, help="shift of the noise levels of both modalities", minimum=1e-6)
+    clean_flow_shift: float = flag(
+        0.25, help="shift of the cleaner modality's noise level where the two differ (half of the pairs)", minimum=1e-6
+    )
+    unbalanced_sampling: bool = flag(
+        True, help="half of the pairs get one common noise level, half two; --no_unbalanced_sampling draws both freely"
+    )
+    weighting: str = flag(
+        "released", help="scheduling weights of the joint connection: released code's, the paper's formula, or none",
+        choices=("released", "paper", "none"),
+    )  # fmt: skip
+    guidance_scale: float = flag(1.0, help="guidance embedding, for backbones that have one", minimum=0.0)
+    model_prediction_type: str = flag("raw", help="what the loss is taken on: the velocity", choices=("raw",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputArgs(Flags):
+    """Results, previews and resuming."""
+
+    output_dir: Path = flag(Path("experiments"), help="folder of all experiments", metavar="FOLDER")
+    exp_name: str = flag("joint", help="this experiment's folder in it")
+    output_name: str = flag("jointdit_addons", help="name of the add-ons file written at the end")
+    save_every_n_steps: int | None = flag(None, help="save the add-ons every n optimizer steps", minimum=1)
+    save_every_n_epochs: int | None = flag(None, help="save the add-ons every n epochs", minimum=1)
+    save_precision: str = flag("bf16", help="precision of the saved add-ons", choices=("float", "fp32", "fp16", "bf16"))
+    save_state: bool = flag(False, help="save, with every add-ons file, what resuming needs (state_step_N)")
+    save_last_n: int | None = flag(None, help="keep only the newest n states", minimum=1)
+    resume: str | None = flag(
+        None, help="go on from a state folder, or from the experiment's latest", metavar="PATH|latest"
+    )
+    sample_every_n_steps: int | None = flag(None, help="previews of the three tasks every n optimizer steps", minimum=1)
+    sample_every_n_epochs: int | None = flag(None, help="previews every n epochs", minimum=1)
+    sample_at_first: bool = flag(False, help="previews before the first step")
+    sample_steps: int = flag(20, help="denoising steps of the previews", minimum=1)
+    sample_guidance_scale: float = flag(3.5, help="guidance embedding of the previews", minimum=0.0)
+    sample_pairs: int = flag(
+        2,
+        help="pairs of --validation_folder (else of the training folder) whose depth and image are previewed",
+        minimum=0,
+    )
+    output_resolution: tuple[int, int] | None = flag(
+        None, help="width and height of the jointly generated previews (default: the training pairs' size)", minimum=16
+    )
+    validation_folder: Path | None = flag(
+        None, help="prepared folder of held-out pairs, for the validation loss and the previews", metavar="FOLDER"
+    )
+    val_every_n_steps: int | None = flag(None, help="validation loss every n optimizer steps", minimum=1)
+    val_samples: int = flag(64, help="held-out pairs the validation loss is taken on, at most", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArgs, AutoencoderArgs, TransformerArgs):
+    """All flags of `train.py`."""
+
+    mixed_precision: str | None = flag(
+        None, help="autocast of the computation (default: what accelerate launch says)", choices=("no", "fp16", "bf16")
+    )
+    full_bf16: bool = flag(
+        False,
+        help="hold the frozen base in bf16 and compute in bf16; the add-ons stay in float32, where small steps count",
+    )
+
+    no_effect: ClassVar = {
+        "highvram": NoEffect(reason="what the training step needs stays on the device anyway", values=0),
+        "save_model_as": NoEffect(reason="files are always safetensors"),
+        "fused_backward_pass": NoEffect(reason="the optimizer steps after the whole backward pass", values=0),
+        "cache_latents": NoEffect(reason="run dataset/preprocess_step2.py and give --is_latent_training", values=0),
+        "cache_text_encoder_outputs": NoEffect(
+            reason="run dataset/preprocess_step2.py and give --is_latent_training", values=0
+        ),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_train_steps is None and self.max_train_epochs is None:
+            raise UserError("--max_train_epochs: how long to train isn't said; give it or --max_train_steps")
+        if self.val_every_n_steps is not None and self.validation_folder is None:
+            raise UserError(
+                f"--val_every_n_steps {self.val_every_n_steps}: needs held-out pairs; give --validation_folder"
+            )
+        if self.output_resolution is not None and any(side % 16 for side in self.output_resolution):
+            width, height = self.output_resolution
+            raise UserError(f"--output_resolution {width} {height}: each side must be a multiple of 16")
+        for name, value in (("exp_name", self.exp_name), ("output_name", self.output_name)):
+            if not value or Path(value).name != value:
+                raise UserError(f"--{name} {value!r}: must be a plain name, without folders")
+
+    @property
+    def experiment(self) -> Path:
+        """Folder of this experiment's results."""
+        return self.output_dir / self.exp_name
