@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from library import flags
+from library.evaluation.report import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,17 +43,18 @@ def program_and_arguments(words):
 
 COMMANDS = [words for block in blocks("bash") for words in commands_of(block)]
 PROGRAMS = [found for words in COMMANDS if (found := program_and_arguments(words))]
-RELEASED = [
-    found
-    for script in ("joint_generation", "depth_estimation", "depth_to_image", "train")
-    if (path := ROOT / "scripts" / f"{script}.sh").exists()
-    for line in re.findall(
-        r"^(?:accelerate launch|python) (?:[^\n]*\\\n)*[^\n]*", path.read_text(encoding="utf-8"), re.MULTILINE
-    )
-    if "$" not in line
-    for words in commands_of(line)
-    if (found := program_and_arguments(words))
-]
+
+
+def launched_by(script):
+    """Return the launch commands of a shell script, without what only the shell can fill in."""
+    path = ROOT / "scripts" / script
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = re.sub(r'\$\{(\w+)\[@\]\+"\$\{\1\[@\]\}"\}|"\$@"', "", text)
+    return commands_of("".join(re.findall(r"^accelerate launch (?:[^\n]*\\\n)*[^\n]*\n", text, re.MULTILINE)))
+
+
+SCRIPTS = ("joint_generation.sh", "depth_estimation.sh", "depth_to_image.sh", "train.sh")
+LAUNCHED = [program_and_arguments(words) for script in SCRIPTS for words in launched_by(script)]
 
 
 class Parsed(Exception):
@@ -81,10 +84,14 @@ def parse_with(program, arguments, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "program, arguments", [*PROGRAMS, *RELEASED], ids=lambda value: value if isinstance(value, str) else ""
+    "program, arguments", [*PROGRAMS, *LAUNCHED], ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_commands_are_understood(program, arguments, monkeypatch):
     assert isinstance(parse_with(program, arguments, monkeypatch), flags.Flags)
+
+
+def test_each_task_script_launches_one_program():
+    assert [program for program, _ in LAUNCHED] == ["inference.py", "inference.py", "inference.py", "train.py"]
 
 
 def test_there_are_commands_for_all_tasks():
@@ -119,6 +126,11 @@ def test_python_imports_work(block):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_figures_are_those_measured():
+    measured = json.loads((ROOT / "assets" / "tiny" / "evaluation.json").read_text(encoding="utf-8"))
+    assert markdown_table(measured) in README, "run python scripts/readme_figures.py"
 
 
 def test_nothing_is_left_to_fill_in():
