@@ -145,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
 class _Ignored(argparse.Action):
     """Collect the names of flags without effect."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         namespace.without_effect = [*(getattr(namespace, "without_effect", None) or ()), option_string]
 
 
@@ -176,7 +176,7 @@ def _build_parser(cls: type[Flags], *, description: str | None, program: str | N
         _add_flag(groups[owner], item, hints[item.name])
     for name, entry in _no_effect(cls).items():
         if name not in parser._option_string_actions:
-            nargs: Any = {0: 0, 1: "?"}.get(entry.values, entry.values)  # "?": some spell a switch's value out
+            nargs: Any = "?" if entry.values == 1 else entry.values  # "?": some spell a switch's value out
             parser.add_argument(name, nargs=nargs, action=_Ignored, dest="without_effect", help=argparse.SUPPRESS)
     return parser
 

@@ -34,6 +34,7 @@ def place(model: nn.Module, *, blocks: Sequence[nn.Module], device: torch.device
 
     `blocks` are in the order they run; the swapped ones are spread evenly among them, so that copies hide behind the
     blocks in between. The whole model is never on the device at once. Afterwards `model.to(...)` must not be called.
+    Gradient checkpointing is wrapped around blocks after this, never before, so that recomputing streams them again.
     """
     if swap == 0:
         model.to(device)
@@ -65,7 +66,7 @@ class BlockSwap:
             for module, name in (slot for slots in self.slots for slot in slots):
                 module._parameters[name].data = module._parameters[name].data.pin_memory()  # type: ignore[union-attr]
         for number, block in enumerate(blocks):
-            block.forward = self._wrap(number, block.forward)  # type: ignore[method-assign]
+            block.forward = self._wrap(number, block.forward)
 
     def _wrap(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def swapped_forward(*args: Any, **kwargs: Any) -> Any:
