@@ -1,0 +1,120 @@
+"""Names of all folders and files of a prepared image folder, written once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+RAW_IMAGES = "raw_images"
+PROCESSED_IMAGES = "processed_images"
+DEPTHMAPS = "depthmaps"
+TEXT_PROMPTS = "text_prompts"
+METRIC_DEPTH = "metric_depth"
+SCENES = "scenes"
+CACHE = "cache"
+CACHE_META = "meta.json"
+EMPTY_PROMPTS = "empty_prompts"
+EVALUATION_PROMPTS = "evaluation_prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths inside one prepared image folder; a sample is a name without an ending, the same in every subfolder."""
+
+    root: Path | str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+
+    @property
+    def raw_images(self) -> Path:
+        """Folder of the images as they came."""
+        return Path(self.root) / RAW_IMAGES
+
+    @property
+    def processed_images(self) -> Path:
+        """Folder of the resized RGB images, NAME.png."""
+        return Path(self.root) / PROCESSED_IMAGES
+
+    @property
+    def depthmaps(self) -> Path:
+        """Folder of the disparity maps, NAME.npy, float32 (h, w), near = large."""
+        return Path(self.root) / DEPTHMAPS
+
+    @property
+    def text_prompts(self) -> Path:
+        """Folder of the captions, NAME.txt, UTF-8."""
+        return Path(self.root) / TEXT_PROMPTS
+
+    @property
+    def metric_depth(self) -> Path:
+        """Folder of metric depth along the camera's axis in metres, NAME.npy, float32 (h, w), sky inf."""
+        return Path(self.root) / METRIC_DEPTH
+
+    @property
+    def scenes(self) -> Path:
+        """Folder of the scene records, NAME.json."""
+        return Path(self.root) / SCENES
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the cached latents and text features, NAME.safetensors."""
+        return Path(self.root) / CACHE
+
+    @property
+    def cache_meta(self) -> Path:
+        """JSON file that says what made the cache."""
+        return self.cache / CACHE_META
+
+    def cached(self, name: str) -> Path:
+        """Path of a sample's cached latents and text features."""
+        return self.cache / f"{name}.safetensors"
+
+    def image(self, name: str) -> Path:
+        """Path of a sample's RGB image."""
+        return self.processed_images / f"{name}.png"
+
+    def depthmap(self, name: str) -> Path:
+        """Path of a sample's disparity map."""
+        return self.depthmaps / f"{name}.npy"
+
+    def prompt(self, name: str) -> Path:
+        """Path of a sample's caption."""
+        return self.text_prompts / f"{name}.txt"
+
+    def metric(self, name: str) -> Path:
+        """Path of a sample's metric depth."""
+        return self.metric_depth / f"{name}.npy"
+
+    def scene(self, name: str) -> Path:
+        """Path of a sample's scene record."""
+        return self.scenes / f"{name}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLayout:
+    """Paths of the features of the empty and of the evaluation prompts below a working folder."""
+
+    root: Path | str
+
+    @property
+    def empty(self) -> Path:
+        """Features of the empty prompt (one space)."""
+        return Path(self.root) / EMPTY_PROMPTS / "empty.safetensors"
+
+    @property
+    def empty_meta(self) -> Path:
+        """JSON file that says what made the features of the empty prompt."""
+        return self.empty.with_name(CACHE_META)
+
+    @property
+    def evaluation_meta(self) -> Path:
+        """JSON file that says what made the features of the evaluation prompts, and the prompts themselves."""
+        return Path(self.root) / EVALUATION_PROMPTS / CACHE_META
+
+    def evaluation(self, number: int) -> Path:
+        """Features of the evaluation prompt on line `number`, from 1."""
+        return Path(self.root) / EVALUATION_PROMPTS / f"{number:05d}.safetensors"
+
+
+def sample_name(index: int) -> str:
+    """Name of the sample with this index: eight digits, so that names sort as numbers do."""
+    return f"{index:08d}"
