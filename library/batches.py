@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from library.errors import UserError
-from library.flux.text import TextFeatures
+from library.flux.text import TextFeatures, text_ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +68,12 @@ def concatenate_text(texts: Sequence[TextFeatures]) -> TextFeatures:
 def text_rows(text: TextFeatures, rows: slice) -> TextFeatures:
     """Pick samples of the batch axis."""
     return TextFeatures(**{name: value[rows] for name, value in text_tensors(text).items()})
+
+
+def number_text(text: TextFeatures) -> TextFeatures:
+    """Add the text positions (position, 0, 0), which Flux leaves at zero."""
+    batch, length, _ = text.tokens_BLD.shape
+    return replace(text, ids_BL3=text_ids(batch, length).to(text.tokens_BLD.device))
 
 
 def stack_same_size(tensors: Sequence[Tensor], names: Sequence[str], *, what: str) -> Tensor:

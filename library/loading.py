@@ -1,6 +1,7 @@
 """Feeding batches: a data loader over an endless, stateless stream of samples."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -49,6 +50,12 @@ def _only(items: list[Any]) -> Any:
     return items[0]
 
 
+def _leave_signals_to_parent(worker: int) -> None:
+    """A Ctrl-C reaches the whole process group; the readers go on until the trainer has saved its state."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def worker_count(asked: int) -> int:
     """Reader processes to start: what is asked, but one core stays for the training itself."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -68,6 +75,7 @@ def load_batches(pairs: Pairs, micro_batches: MicroBatches, *, workers: int, pin
         collate_fn=_only,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        worker_init_fn=_leave_signals_to_parent,
         # Nothing here draws from the loader's own random state; a fixed one keeps the global state untouched.
         generator=torch.Generator(),
     )

@@ -1,0 +1,75 @@
+"""Features of the empty prompt and of the evaluation prompts, as `preprocess_step3.py` leaves them."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.cache import FORMAT, read_meta, read_tensors, text_from_tensors, text_to_tensors
+from dataset.layout import PromptLayout
+from library.batches import PromptFeatures, concatenate_text, text_rows
+from library.encoding import PromptEncoder
+from library.errors import UserError
+from library.files import save_tensors, write_json
+from library.flux.text import TextFeatures
+
+log = logging.getLogger(__name__)
+
+EMPTY_PROMPT = " "  # one space: what the released model takes for "no prompt"
+
+
+def read_prompts(path: Path, *, flag: str = "--evaluation_prompts") -> tuple[str, ...]:
+    """Read prompts, one a line; empty lines don't count.
+
+    Raises:
+        UserError: no such file, or not UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag} {path}: can't be read ({error}); give a UTF-8 text file, one prompt a line") from None
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def encode_prompts(encoder: PromptEncoder, prompts: Sequence[str]) -> PromptFeatures:
+    """Encode the empty and the evaluation prompts."""
+    evaluation = encoder.encode(prompts) if prompts else None
+    return PromptFeatures(empty=encoder.encode([EMPTY_PROMPT]), prompts=tuple(prompts), evaluation=evaluation)
+
+
+def write_prompt_features(
+    folder: Path, features: PromptFeatures, *, made_by: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Write both sets below `folder`, replacing earlier ones; the JSON files are written last."""
+    layout = PromptLayout(folder)
+    save_tensors(layout.empty, text_to_tensors(features.empty, dtype=dtype))
+    for number in range(len(features.prompts)):
+        assert features.evaluation is not None
+        one = text_rows(features.evaluation, slice(number, number + 1))
+        save_tensors(layout.evaluation(number + 1), text_to_tensors(one, dtype=dtype))
+    meta = {"format": FORMAT, **made_by}
+    write_json(layout.empty_meta, meta)
+    write_json(layout.evaluation_meta, meta | {"prompts": list(features.prompts)})
+
+
+def read_prompt_features(folder: Path, *, made_by: dict[str, Any]) -> PromptFeatures | None:
+    """Read both sets; None where there are none, or where other text encoders made them (said in the log)."""
+    layout = PromptLayout(folder)
+    meta = read_meta(layout.empty_meta, flag="--prompt_folder")
+    if meta is None:
+        return None
+    if any(meta.get(key) != value for key, value in made_by.items()):
+        log.warning("--prompt_folder %s: made by other text encoders than the cache; its prompts are not used", folder)
+        return None
+    evaluation = read_meta(layout.evaluation_meta, flag="--prompt_folder") or {}
+    prompts = tuple(evaluation.get("prompts", ()))
+    rows = [_read(layout.evaluation(number + 1)) for number in range(len(prompts))]
+    return PromptFeatures(
+        empty=_read(layout.empty), prompts=prompts, evaluation=concatenate_text(rows) if rows else None
+    )
+
+
+def _read(path: Path) -> TextFeatures:
+    return text_from_tensors(read_tensors(path, needed=("clip", "t5"), flag="--prompt_folder"))
