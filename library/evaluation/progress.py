@@ -32,7 +32,9 @@ class Progress:
         if now - self._spoke >= self.every and 0 < self.done < self.total:
             self._spoke = now
             left = (now - self._start) * (self.total - self.done) / self.done
-            logger.info("%s: %.0f %% of everything, about %s left", self.stage, 100 * self.done / self.total, _time(left))
+            logger.info(
+                "%s: %.0f %% of everything, about %s left", self.stage, 100 * self.done / self.total, _time(left)
+            )
 
 
 def _time(seconds: float) -> str:

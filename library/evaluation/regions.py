@@ -13,8 +13,8 @@ from torch import Tensor
 def connected_regions(labels_Bhw: Tensor) -> Tensor:
     """Return an id for each pixel: equal within a 4-connected region of equal labels, different between regions.
 
-    Ids are positions in the flattened batch: of the region's last pixel. Each round takes the largest id among equal neighbours,
-    then follows the ids found (pointer jumping), so that long thin regions need few rounds too.
+    An id is the place of the region's last pixel in the flattened batch. Each round takes the largest id among equal
+    neighbours, then follows the ids found (pointer jumping), so that long thin regions need few rounds too.
     """
     batch, height, width = labels_Bhw.shape
     ids_Bhw = torch.arange(labels_Bhw.numel(), device=labels_Bhw.device).reshape(batch, height, width)

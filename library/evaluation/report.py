@@ -1,6 +1,7 @@
-"""The measures of the embedded model as rows of one table: what each is called, what it is shown beside, what it must be.
+"""The measures of the embedded model as rows of one table: names, what each is shown beside, what it must be.
 
-The protocols are described where they are computed (`library/evaluation/embedded.py`); all rates are fractions, PSNR is the mean of dB.
+The protocols are described where they are computed (`library/evaluation/embedded.py`); all rates are fractions, PSNR
+is the mean of dB.
 """
 
 import math
@@ -51,15 +52,13 @@ class Measure:
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure(
-        key="depth_absrel_constant", label="the set: AbsRel of a constant map", must=(at_least(0.28),)
-    ),
+    Measure(key="depth_absrel_constant", label="the set: AbsRel of a constant map", must=(at_least(0.28),)),
     Measure(
         key="depth_absrel_mean_map", label="the set: AbsRel of the training scenes' mean map", must=(at_least(0.14),)
     ),
     Measure(key="depth_absrel_luminance", label="the set: AbsRel of luminance as disparity", must=(at_least(0.25),)),
     Measure(key="median_objects", label="the set: median number of objects seen", must=(at_least(3),), digits=0),
-    Measure(key="colours", label="the set: object colours", must=(at_least(12),), digits=0),
+    Measure(key="colors", label="the set: object colours", must=(at_least(12),), digits=0),
     Measure(
         key="ae_psnr_rgb", label="autoencoder, picture, dB", beside=("pca_psnr_rgb",), must=(at_least(34),), digits=1
     ),
@@ -105,7 +104,12 @@ MEASURES: tuple[Measure, ...] = (
         beside=("color_words_shuffled", "color_words_ceiling"),
         must=(at_least(0.7),),
     ),
-    Measure(key="color_words_shuffled", label="the same with another prompt (chance)", must=(at_most(0.4),)),
+    Measure(
+        key="color_words_shuffled",
+        label="the same with another prompt (chance)",
+        beside=("color_words_overlap",),
+        must=(at_most(0.4),),
+    ),
     Measure(
         key="seconds_20_joint_steps",
         label="20 joint steps of one pair, seconds",
@@ -122,7 +126,9 @@ def rows(values: Mapping[str, float]) -> Iterator[tuple[str, str, str, str, str]
         if measure.key not in values:
             continue
         beside = ", ".join(
-            f"{_short(key, measure.key)} {_number(values[key], measure.digits)}" for key in measure.beside if key in values
+            f"{_short(key, measure.key)} {_number(values[key], measure.digits)}"
+            for key in measure.beside
+            if key in values
         )
         must = " and ".join(bound.describe() for bound in measure.must)
         verdict = "" if not measure.must else "ok" if keeps_bounds(measure, values) else "MISSED"

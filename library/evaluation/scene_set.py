@@ -4,15 +4,14 @@ Shapes: N scenes, h w pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeenObject:
-    """One object of a scene that can be seen: its palette colour, where it is, and whether the caption names its colour."""
+    """One object of a scene that can be seen: its palette colour, where it is, whether the caption names it."""
 
     color: str
     mask_hw: Tensor
@@ -35,7 +34,6 @@ class SceneSet:
         captions: the prompt of each scene.
         objects: the visible objects of each scene.
         mean_map_hw: mean of the training scenes' `disparity`, for each pixel.
-        version: the version of the generator that rendered them.
     """
 
     rgb_N3hw: Tensor
@@ -44,11 +42,10 @@ class SceneSet:
     captions: Sequence[str]
     objects: Sequence[Sequence[SeenObject]]
     mean_map_hw: Tensor
-    version: str
-    seeds: Sequence[int] = field(default=())
 
     def __post_init__(self) -> None:
-        counts = {len(self.rgb_N3hw), len(self.disparity_Nhw), len(self.metric_Nhw), len(self.captions), len(self.objects)}
+        parts = (self.rgb_N3hw, self.disparity_Nhw, self.metric_Nhw, self.captions, self.objects)
+        counts = {len(part) for part in parts}
         if len(counts) != 1:
             raise ValueError(f"a scene set needs as many of each part, found {sorted(counts)}")
 
@@ -59,9 +56,6 @@ class SceneSet:
         """Return for each scene the colours of the objects that its caption names (floors and walls left out)."""
         return [{item.color for item in seen if item.named} for seen in self.objects]
 
-
-def unit_disparity(disparity_Nhw: Tensor) -> Tensor:
-    """Scale disparity 1/Z to [0, 1] by each picture's own least and largest value, as training does; a flat map gives 0."""
-    low_N11 = disparity_Nhw.amin((1, 2), keepdim=True)
-    high_N11 = disparity_Nhw.amax((1, 2), keepdim=True)
-    return (disparity_Nhw - low_N11) / (high_N11 - low_N11).clamp_min(torch.finfo(disparity_Nhw.dtype).tiny)
+    def seen_colors(self) -> list[set[str]]:
+        """Return for each scene the colours of all its visible objects, named or not."""
+        return [{item.color for item in seen} for seen in self.objects]
