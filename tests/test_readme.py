@@ -1,5 +1,6 @@
 """The README's commands: each is read by the real program's own parser, each script and link exists."""
 
+import argparse
 import ast
 import importlib.util
 import json
@@ -77,6 +78,12 @@ def parse_with(program, arguments, monkeypatch):
     for each in [module, *sys.modules.values()]:
         if getattr(each, "parse", None) is real:
             monkeypatch.setattr(each, "parse", parse_and_stop)
+    real_argparse = argparse.ArgumentParser.parse_args
+
+    def parse_args_and_stop(*args, **keywords):
+        raise Parsed(real_argparse(*args, **keywords))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args_and_stop)  # for programs without Flags
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     with pytest.raises(Parsed) as caught:
         module.main()
@@ -87,7 +94,7 @@ def parse_with(program, arguments, monkeypatch):
     "program, arguments", [*PROGRAMS, *LAUNCHED], ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_commands_are_understood(program, arguments, monkeypatch):
-    assert isinstance(parse_with(program, arguments, monkeypatch), flags.Flags)
+    assert isinstance(parse_with(program, arguments, monkeypatch), flags.Flags | argparse.Namespace)
 
 
 def test_each_task_script_launches_one_program():
