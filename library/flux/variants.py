@@ -27,7 +27,9 @@ class FluxConfig:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if sum(self.axes_dim) != self.head_width or any(width % 2 for width in self.axes_dim):
-            raise ValueError(f"axes_dim {self.axes_dim} must be even widths that sum to the head width {self.head_width}")
+            raise ValueError(
+                f"axes_dim {self.axes_dim}: even widths that sum to the head width {self.head_width} are needed"
+            )
 
     @property
     def head_width(self) -> int:
