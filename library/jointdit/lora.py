@@ -27,8 +27,8 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map (M, ..., in_features) to (M, ..., out_features)."""
         out = F.linear(x, self.weight, self.bias)
-        branch = ALPHA_OVER_RANK * self.lora_B(self.lora_A(x[DEPTH]))
-        return torch.stack([out[m] + branch if m == DEPTH else out[m] for m in range(len(out))])
+        out[DEPTH] += ALPHA_OVER_RANK * self.lora_B(self.lora_A(x[DEPTH]))
+        return out
 
     def reset_branch(self, generator: torch.Generator) -> None:
         """Start afresh: A Xavier-uniform, B zero."""
