@@ -150,7 +150,7 @@ def test_randomness_comes_from_generators(path):
             where = f"{relative(path)}:{node.lineno}: {called}"
             keyed = re.match(r"(np|numpy)\.random\.(Generator|Philox|SeedSequence)\b", called)
             assert keyed or not called.startswith(("random.", "np.random.", "numpy.random.")), where
-            # A new network's layers draw their start from the global generator: only what trains the embedded model may.
+            # New layers draw their start from the global generator: only what trains the embedded model may seed it.
             if not path.is_relative_to(ROOT / "scripts" / "tiny"):
                 assert called not in ("torch.manual_seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"), (
                     where
