@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,6 +23,13 @@ OPTIMIZERS = {
     "adafactor": "transformers.optimization.Adafactor",
     "adamw8bit": "bitsandbytes.optim.AdamW8bit",
     "lion8bit": "bitsandbytes.optim.Lion8bit",
+}
+
+# What an optimizer gets unless told otherwise. AdamW fused: one kernel over all parameters, on the CPU too. Adafactor:
+# the learning rate is that of the flags, since one is always given.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "torch.optim.AdamW": {"fused": True},
+    "transformers.optimization.Adafactor": {"relative_step": False, "scale_parameter": False, "warmup_init": False},
 }
 
 
@@ -66,15 +72,13 @@ def make_optimizer(
 ) -> Optimizer:
     """Make the optimizer `name` over `parameters` with `--optimizer_args` as `key=value` strings.
 
-    AdamW runs fused unless `fused` is given: one kernel over all parameters, on the CPU too.
-
     Raises:
         UserError: unknown optimizer, or arguments it doesn't take.
     """
     kind = find_optimizer(name)
-    options = parse_arguments(arguments, flag="--optimizer_args")
-    if kind is torch.optim.AdamW:
-        options.setdefault("fused", True)
+    options = _DEFAULTS.get(OPTIMIZERS.get(name.lower(), name), {}) | parse_arguments(
+        arguments, flag="--optimizer_args"
+    )
     try:
         return kind(list(parameters), lr=learning_rate, **options)
     except (TypeError, ValueError) as error:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+
 from library.args import (
     AutoencoderArgs,
     Flags,
@@ -14,6 +16,12 @@ from library.args import (
     flag,
 )
 from library.errors import UserError
+from library.jointdit.attention import WEIGHTINGS
+from library.jointdit.model import LoraRanks
+from library.modality import DEPTH_TRANSFORMS
+from library.timesteps import CLEAN_SHIFT, SHIFT
+
+PRECISIONS = {"float": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +35,7 @@ class DataArgs(Flags):
         False, help="train on the latents and text features cached by preprocess_step2.py; otherwise encode on the fly"
     )
     depth_transform: str = flag(
-        "none", help="none: disparity, near is large; inverse: near is small", choices=("none", "inverse")
+        "none", help="none: disparity, near is large; inverse: near is small", choices=DEPTH_TRANSFORMS
     )
     posterior: str = flag(
         "sample", help="what the on-the-fly latents are: a sample of the autoencoder's posterior or its mean",
@@ -74,26 +82,31 @@ class RecipeArgs(Flags):
         minimum=0.0, below=1.0,
     )  # fmt: skip
     seed: int = flag(42, help="decides order, noise, time steps, text dropout and the adapters' start", minimum=0)
-    lora_rank: int = flag(64, help="rank of the adapters in the blocks", minimum=1)
+    lora_rank: int = flag(LoraRanks().blocks, help="rank of the adapters in the blocks", minimum=1)
     vector_in_ranks: tuple[int, int] = flag(
-        (512, 1024), help="ranks of the adapters of vector_in.in_layer and vector_in.out_layer", minimum=1
+        (LoraRanks().vector_in, LoraRanks().vector_out),
+        help="ranks of the adapters of vector_in.in_layer and vector_in.out_layer",
+        minimum=1,
     )
-    txt_in_rank: int = flag(1024, help="rank of the adapter of txt_in", minimum=1)
+    txt_in_rank: int = flag(LoraRanks().text_in, help="rank of the adapter of txt_in", minimum=1)
     gradient_checkpointing: bool = flag(
         False, help="recompute the blocks in the backward pass: less memory, a third slower"
     )
     timestep_sampling: str = flag("shift", help="density of the noise levels", choices=("shift",))
-    discrete_flow_shift: float = flag(3.1582, help="shift of the noise levels of both modalities", minimum=1e-6)
+    discrete_flow_shift: float = flag(SHIFT, help="shift of the noise levels of both modalities", minimum=1e-6)
     clean_flow_shift: float = flag(
-        0.25, help="shift of the cleaner modality's noise level where the two differ (half of the pairs)", minimum=1e-6
+        CLEAN_SHIFT,
+        help="shift of the cleaner modality's noise level where the two differ (half of the pairs)",
+        minimum=1e-6,
     )
     unbalanced_sampling: bool = flag(
         True, help="half of the pairs get one common noise level, half two; --no_unbalanced_sampling draws both freely"
     )
     weighting: str = flag(
-        "released", help="scheduling weights of the joint connection: released code's, the paper's formula, or none",
-        choices=("released", "paper", "none"),
-    )  # fmt: skip
+        "released",
+        help="scheduling weights of the joint connection: released code's, the paper's formula, or none",
+        choices=tuple(WEIGHTINGS),
+    )
     guidance_scale: float = flag(1.0, help="guidance embedding, for backbones that have one", minimum=0.0)
     model_prediction_type: str = flag("raw", help="what the loss is taken on: the velocity", choices=("raw",))
 
@@ -107,7 +120,7 @@ class OutputArgs(Flags):
     output_name: str = flag("jointdit_addons", help="name of the add-ons file written at the end")
     save_every_n_steps: int | None = flag(None, help="save the add-ons every n optimizer steps", minimum=1)
     save_every_n_epochs: int | None = flag(None, help="save the add-ons every n epochs", minimum=1)
-    save_precision: str = flag("bf16", help="precision of the saved add-ons", choices=("float", "fp32", "fp16", "bf16"))
+    save_precision: str = flag("bf16", help="precision of the saved add-ons", choices=tuple(PRECISIONS))
     save_state: bool = flag(False, help="save, with every add-ons file, what resuming needs (state_step_N)")
     save_last_n: int | None = flag(None, help="keep only the newest n states", minimum=1)
     resume: str | None = flag(
@@ -169,6 +182,12 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
         for name, value in (("exp_name", self.exp_name), ("output_name", self.output_name)):
             if not value or Path(value).name != value:
                 raise UserError(f"--{name} {value!r}: must be a plain name, without folders")
+
+    @property
+    def ranks(self) -> LoraRanks:
+        """Ranks of fresh adapters."""
+        first, second = self.vector_in_ranks
+        return LoraRanks(blocks=self.lora_rank, vector_in=first, vector_out=second, text_in=self.txt_in_rank)
 
     @property
     def experiment(self) -> Path:

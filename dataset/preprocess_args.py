@@ -1,0 +1,56 @@
+"""Flags of the preprocessing steps 2 and 3."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from library.args import AutoencoderArgs, NoEffect, RuntimeArgs, TextEncoderArgs, flag
+from library.modality import DEPTH_TRANSFORMS
+from library.training_args import PRECISIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingArgs(RuntimeArgs, TextEncoderArgs, AutoencoderArgs):
+    """What both steps share."""
+
+    save_precision: str = flag("fp32", help="precision of the cached latents and features", choices=tuple(PRECISIONS))
+    is_attnmask_training: bool = flag(False, help="mask the padding of the T5 features, and keep the mask")
+    batch_size: int = flag(4, help="prompts encoded at once", minimum=1)
+
+    no_effect: ClassVar = {
+        "pretrained_model_name_or_path": NoEffect(reason="no transformer runs in preprocessing"),
+        "is_txt_ids_training": NoEffect(reason="position ids aren't cached; give it to train.py", values=0),
+    }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the cached floats."""
+        return PRECISIONS[self.save_precision]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsArgs(EncodingArgs):
+    """Step 2: latents of image and depth, features of the prompt."""
+
+    image_folder: Path = flag(help="prepared folder: processed_images, depthmaps, text_prompts", metavar="FOLDER")
+    depth_transform: str = flag(
+        "none", help="none: disparity, near is large; inverse: near is small", choices=DEPTH_TRANSFORMS
+    )
+    posterior: str = flag(
+        "sample", help="cache a sample of the autoencoder's posterior or its mean", choices=("sample", "mean")
+    )
+    seed: int = flag(42, help="decides the posterior's noise, together with each sample's name", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsArgs(EncodingArgs):
+    """Step 3: features of the empty and of the evaluation prompts."""
+
+    evaluation_prompts: Path = flag(
+        Path("dataset/evaluation_prompts.txt"), help="prompts of the previews, one a line", metavar="FILE"
+    )
+    output_folder: Path = flag(
+        Path("."), help="where empty_prompts and evaluation_prompts are written", metavar="FOLDER"
+    )

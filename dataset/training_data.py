@@ -1,0 +1,121 @@
+"""What `train.py` reads: training pairs, prompts and held-out pairs, from caches or through the encoders."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.cache import fingerprint
+from dataset.jointdit_dataset import CachedPairs, PicturePairs
+from dataset.prompt_features import encode_prompts, read_prompt_features, read_prompts
+from library.batches import Batch, PixelBatch, PromptFeatures, number_text
+from library.encoding import LatentEncoder, PairEncoder, PromptEncoder
+from library.errors import UserError
+from library.flux.text import load_text_encoders
+from library.flux.weights import load_autoencoder
+from library.frozen_weights import frozen_paths
+from library.loading import Pairs
+from library.training_args import TrainingArgs
+
+log = logging.getLogger(__name__)
+
+_TEXT_KEYS = ("clip_l", "t5xxl", "t5_length", "text_mask")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingData:
+    """Training pairs, held-out pairs (if a folder of them is given) and prompts; `encode` makes latents of pixels."""
+
+    pairs: Pairs
+    held_out: Pairs | None
+    prompts: PromptFeatures
+    encode: Callable[[PixelBatch], Batch] | None
+
+
+def open_training_data(args: TrainingArgs, *, device: torch.device, dtype: torch.dtype) -> TrainingData:
+    """Open everything the flags name; encoders that are needed only once are freed again.
+
+    Raises:
+        UserError: a folder, cache or model file is missing, damaged or doesn't fit the others.
+    """
+    return _open_cached(args, device, dtype) if args.is_latent_training else _open_pictures(args, device, dtype)
+
+
+def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -> TrainingData:
+    def open_folder(folder: Path, flag: str) -> CachedPairs:
+        return CachedPairs(folder, depth_transform=args.depth_transform, with_ids=args.is_txt_ids_training, flag=flag)
+
+    pairs = open_folder(args.image_folder, "--image_folder")
+    _check_models(args, pairs.meta)
+    made_by = {key: pairs.meta[key] for key in _TEXT_KEYS}
+    held_out = None
+    if args.validation_folder is not None:
+        held_out = open_folder(args.validation_folder, "--validation_folder")
+        _check_same(pairs.meta, held_out.meta, folder=args.validation_folder)
+    prompts = read_prompt_features(args.prompt_folder, made_by=made_by)
+    if prompts is None:
+        log.info("No prompts cached in %s by preprocess_step3.py; encoding them now", args.prompt_folder)
+        prompts = encode_prompts(_prompt_encoder(args, device, dtype), read_prompts(args.evaluation_prompts))
+    elif args.is_txt_ids_training:
+        evaluation = number_text(prompts.evaluation) if prompts.evaluation is not None else None
+        prompts = PromptFeatures(empty=number_text(prompts.empty), prompts=prompts.prompts, evaluation=evaluation)
+    return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=None)
+
+
+def _open_pictures(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -> TrainingData:
+    pairs = PicturePairs(args.image_folder, depth_transform=args.depth_transform)
+    held_out = None
+    if args.validation_folder is not None:
+        held_out = PicturePairs(
+            args.validation_folder, depth_transform=args.depth_transform, flag="--validation_folder"
+        )
+    paths = frozen_paths({"clip_l": args.clip_l, "t5xxl": args.t5xxl, "ae": args.ae})
+    prompt_encoder = _prompt_encoder(args, device, dtype)
+    autoencoder = load_autoencoder(paths["ae"], dtype=torch.float32, device=device)
+    latents = LatentEncoder(autoencoder=autoencoder, posterior=args.posterior, seed=args.seed)
+    prompts = encode_prompts(prompt_encoder, read_prompts(args.evaluation_prompts))
+    encode = PairEncoder(latents=latents, prompts=prompt_encoder).encode
+    return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=encode)
+
+
+def _prompt_encoder(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -> PromptEncoder:
+    paths = frozen_paths({"clip_l": args.clip_l, "t5xxl": args.t5xxl})
+    encoders = load_text_encoders(
+        paths["clip_l"],
+        paths["t5xxl"],
+        clip_tokenizer=args.clip_tokenizer,
+        t5_tokenizer=args.t5_tokenizer,
+        t5_length=args.t5xxl_max_token_length,
+        dtype=dtype,
+        device=device,
+    )
+    return PromptEncoder(encoders=encoders, with_mask=args.is_attnmask_training, with_ids=args.is_txt_ids_training)
+
+
+def _check_models(args: TrainingArgs, meta: dict[str, Any]) -> None:
+    """The cache must be made by the encoders that the flags name, and with the same text mask."""
+    for name in ("clip_l", "t5xxl", "ae"):
+        path = getattr(args, name)
+        if path is not None and path.exists() and fingerprint(path) != meta[name]:
+            raise UserError(
+                f"--{name} {path}: isn't the model that made the cache of {args.image_folder}; give that one, or make "
+                "the cache anew with preprocess_step2.py"
+            )
+    if args.is_attnmask_training != meta["text_mask"]:
+        made = "with" if meta["text_mask"] else "without"
+        raise UserError(
+            f"--is_attnmask_training: the cache of {args.image_folder} was made {made} it; do the same here, or make "
+            "the cache anew"
+        )
+
+
+def _check_same(training: dict[str, Any], held_out: dict[str, Any], *, folder: Path) -> None:
+    for key in ("ae", *_TEXT_KEYS):
+        if training[key] != held_out[key]:
+            raise UserError(
+                f"--validation_folder {folder}: its cache was made with another {key} than that of --image_folder; "
+                "make it anew"
+            )

@@ -1,0 +1,315 @@
+"""The joint training stage: a frozen backbone, trained adapters and joint connections, pairs of noise levels.
+
+A step is a pure function of the weights and (seed, step): `optimize` reads as the whole method.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from library.average import RunningAverage
+from library.batches import Batch, PixelBatch, PromptFeatures, drop_text
+from library.data_order import DataOrder, MicroBatches
+from library.errors import UserError
+from library.interruption import StopRequest, stop_requests
+from library.joint_loss import NoiseSettings, draw, joint_flow_loss, noisy_pairs
+from library.jointdit.addons import AddonSettings, save_addons, trainable_parameters
+from library.jointdit.model import JointDiT
+from library.loading import Pairs, load_batches, worker_count
+from library.optim import make_optimizer, make_scheduler
+from library.training_args import PRECISIONS, TrainingArgs
+from library.training_log import TrainingLog
+from library.training_state import Progress, find_state, load_state, save_state
+
+log = logging.getLogger(__name__)
+
+Look = Callable[[nn.Module, int], dict[str, float]]  # looks at the model after a step: previews, validation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """Something that looks at the model every so many steps or epochs (and before the first step, if `at_first`)."""
+
+    look: Look
+    steps: int | None = None
+    epochs: int | None = None
+    at_first: bool = False
+
+
+# Flags that must be the same when a run is resumed.
+_RECIPE = (
+    "seed",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "optimizer_type",
+    "optimizer_args",
+    "learning_rate",
+    "lr_scheduler",
+    "lr_warmup_steps",
+    "max_grad_norm",
+    "ema_decay",
+    "timestep_sampling",
+    "discrete_flow_shift",
+    "clean_flow_shift",
+    "unbalanced_sampling",
+    "text_dropout",
+    "weighting",
+    "guidance_scale",
+    "depth_transform",
+)
+# Switches of the method, told in the add-ons' header.
+_SWITCHES = ("discrete_flow_shift", "clean_flow_shift", "unbalanced_sampling", "text_dropout", "guidance_scale")
+
+
+class Trainer:
+    """Everything one training run needs, and the loop over its steps."""
+
+    def __init__(
+        self,
+        args: TrainingArgs,
+        *,
+        accelerator: Accelerator,
+        model: JointDiT,
+        settings: AddonSettings,
+        pairs: Pairs,
+        prompts: PromptFeatures,
+        encode: Callable[[PixelBatch], Batch] | None = None,
+    ) -> None:
+        """Prepare a run; `encode` makes latents of the pixel batches that `pairs` gives in image mode."""
+        self.args = args
+        self.accelerator = accelerator
+        self.pairs = pairs
+        self.prompts = prompts
+        self.encode = encode
+        self.order = DataOrder(
+            count=len(pairs.names),
+            batch_size=args.train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            processes=accelerator.num_processes,
+            rank=accelerator.process_index,
+            seed=args.seed,
+        )
+        self.total = args.max_train_steps or self.order.steps_for(args.max_train_epochs or 1)
+        self.noise = NoiseSettings(
+            seed=args.seed,
+            shift=args.discrete_flow_shift,
+            clean_shift=args.clean_flow_shift,
+            unbalanced=args.unbalanced_sampling,
+            text_dropout=args.text_dropout,
+        )
+        self.bare_model = model
+        self.settings = settings
+        self.trained: dict[str, nn.Parameter] = dict(trainable_parameters(model))
+        self.average = RunningAverage(self.trained, decay=args.ema_decay) if args.ema_decay else None
+        optimizer = make_optimizer(
+            args.optimizer_type,
+            self.trained.values(),
+            learning_rate=args.learning_rate,
+            arguments=args.optimizer_args,
+        )
+        self.scheduler = make_scheduler(
+            args.lr_scheduler, optimizer, warmup_steps=args.lr_warmup_steps, total_steps=self.total
+        )
+        self.raw_optimizer = optimizer
+        # The model is on its device already, perhaps with some blocks left behind in CPU memory (--blocks_to_swap).
+        self.model, self.optimizer = accelerator.prepare(model, optimizer, device_placement=[False, True])
+        self.empty = prompts.empty.to(accelerator.device)
+        self.watches: list[Watch] = []
+        self.step = 0
+
+    # ---- one step -----------------------------------------------------------------------------------------------
+
+    def micro_loss(self, batch: Batch, *, step: int, part: int) -> Tensor:
+        """Loss of one micro-batch, with the noise, noise levels and text dropout of (step, part)."""
+        draws = draw(self.noise, step=step, indices=self.order.indices(part), shape=batch.rgb_BChw.shape[1:])
+        device = self.accelerator.device
+        noisy = noisy_pairs(batch, noise_MBChw=draws.noise_MBChw.to(device), t_MB=draws.t_MB.to(device))
+        text = drop_text(batch.text, empty=self.empty, drop_B=draws.drop_B)
+        return joint_flow_loss(self.model, noisy, text=text, guidance=self.args.guidance_scale)
+
+    def optimize(self, batches: Iterator[Batch | PixelBatch], step: int) -> dict[str, float]:
+        """Do one optimizer step and return its numbers."""
+        parts = self.order.accumulation
+        total = torch.zeros((), device=self.accelerator.device)
+        names: tuple[str, ...] = ()
+        for part in range(parts):
+            batch = self.on_device(next(batches))
+            names += batch.names
+            with self.gradients_stay_here(part < parts - 1):
+                loss = self.micro_loss(batch, step=step, part=part)
+                self.accelerator.backward(loss / parts)
+            total += loss.detach() / parts
+        numbers = {"loss": self.mean_over_processes(total), "lr": self.scheduler.get_last_lr()[0]}
+        if not math.isfinite(numbers["loss"]):
+            raise UserError(
+                f"--learning_rate {self.args.learning_rate}: the loss of step {step + 1} is {numbers['loss']} "
+                f"(samples {', '.join(names[:8])}); check them, or lower the rate and go on with --resume latest"
+            )
+        if self.args.max_grad_norm:
+            norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.args.max_grad_norm)
+            numbers["grad_norm"] = float(norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step + 1)
+        return numbers
+
+    def on_device(self, batch: Batch | PixelBatch) -> Batch:
+        """Encode a pixel batch, and move what comes out to the device."""
+        if isinstance(batch, PixelBatch):
+            assert self.encode is not None, "pixel batches need encoders"
+            batch = self.encode(batch)
+        return batch.to(self.accelerator.device)
+
+    def gradients_stay_here(self, more_to_come: bool) -> Any:
+        """Context without exchange of gradients between processes while micro-batches are still to come."""
+        if more_to_come:
+            return self.accelerator.no_sync(self.model)
+        return torch.enable_grad()
+
+    def mean_over_processes(self, value: Tensor) -> float:
+        """Mean of a number over all processes."""
+        return float(self.accelerator.reduce(value, reduction="mean"))
+
+    # ---- the run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the end, or until asked to stop."""
+        self.resume()
+        args = self.args
+        workers = worker_count(args.max_data_loader_n_workers)
+        micro_batches = MicroBatches(order=self.order, start=self.step, stop=self.total)
+        pin = self.accelerator.device.type == "cuda"
+        batches = load_batches(self.pairs, micro_batches, workers=workers, pin=pin)
+        journal = TrainingLog(
+            args.experiment / "log.jsonl",
+            start=self.step,
+            total=self.total,
+            samples_per_step=self.order.global_batch,
+            active=self.accelerator.is_main_process,
+        )
+        with stop_requests() as stop:
+            try:
+                self.watch(journal, first=True)
+                while self.step < self.total and not self.asked_to_stop(stop):
+                    numbers = self.optimize(batches, self.step)
+                    self.step += 1
+                    journal.step(self.step, **numbers)
+                    self.watch(journal)
+                    self.save_if_due()
+            finally:
+                journal.close()
+        self.finish(stop)
+
+    def watch(self, journal: TrainingLog, *, first: bool = False) -> None:
+        """Let the watches that are due look at the model (its running average, if there is one)."""
+        if first:
+            due = [watch for watch in self.watches if watch.at_first and self.step == 0]
+        else:
+            due = [watch for watch in self.watches if self.is_due(steps=watch.steps, epochs=watch.epochs)]
+        if not due:
+            return
+        for watch in due:
+            with self.weights_to_show():
+                journal.note(step=self.step, **watch.look(self.bare_model, self.step))
+        self.accelerator.wait_for_everyone()
+        journal.pause()
+
+    def asked_to_stop(self, stop: StopRequest) -> bool:
+        """Whether any process was asked to stop: all must leave the loop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return bool(stop)
+        flag = torch.tensor(float(bool(stop)), device=self.accelerator.device)
+        return float(self.accelerator.reduce(flag, reduction="sum")) > 0
+
+    def finish(self, stop: StopRequest) -> None:
+        """Write the last add-ons; of an unfinished run the state instead."""
+        if self.step < self.total:
+            path = self.save_resumable()
+            log.info("Stopped by %s at step %d; go on with --resume latest (%s)", stop.name, self.step, path)
+            return
+        if self.args.save_state:
+            self.save_resumable()
+        path = self.args.experiment / f"{self.args.output_name}.safetensors"
+        self.save_model(path)
+        log.info("Finished %d steps: %s", self.step, path)
+
+    def is_due(self, *, steps: int | None, epochs: int | None) -> bool:
+        """Whether something done every so many steps or epochs is due after the step just done."""
+        if steps is not None and self.step % steps == 0:
+            return True
+        if epochs is None:
+            return False
+        return self.order.epoch_at(self.step) // epochs > self.order.epoch_at(self.step - 1) // epochs
+
+    # ---- saving and resuming ------------------------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Flags that must be the same when a run is resumed, and what else decides the stream of samples."""
+        args = self.args
+        values = {name: getattr(args, name) for name in _RECIPE}
+        return values | {"num_processes": self.order.processes, "image_folder": f"of {self.order.count} pairs"}
+
+    @property
+    def progress(self) -> Progress:
+        """The live parts of the run."""
+        average = self.average.tensors if self.average is not None else None
+        return Progress(
+            parameters=self.trained, average=average, optimizer=self.raw_optimizer, scheduler=self.scheduler
+        )
+
+    def resume(self) -> None:
+        """Go on from `--resume`, if it is given and there is a state."""
+        if self.args.resume is None:
+            return
+        path = find_state(self.args.resume, experiment=self.args.experiment)
+        if path is None:
+            log.info("--resume latest: no state in %s yet; starting at step 0", self.args.experiment)
+            return
+        self.step = load_state(path, self.progress, recipe=self.recipe)
+        log.info("Resumed %s at step %d", path, self.step)
+
+    def save_if_due(self) -> None:
+        """Save add-ons, and the state with them, at the steps and ends of epochs the flags name."""
+        args = self.args
+        if not self.is_due(steps=args.save_every_n_steps, epochs=args.save_every_n_epochs):
+            return
+        self.save_model(args.experiment / f"jointdit_addons_step_{self.step:06d}.safetensors")
+        if args.save_state and self.step < self.total:
+            self.save_resumable()
+
+    def save_resumable(self) -> Path:
+        """Write a state from the main process."""
+        path = self.args.experiment / f"state_step_{self.step:08d}"
+        if self.accelerator.is_main_process:
+            save_state(
+                self.args.experiment, self.progress, step=self.step, recipe=self.recipe, keep=self.args.save_last_n
+            )
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def weights_to_show(self) -> Any:
+        """Context in which the model has the weights that are saved and previewed."""
+        return self.average.in_place() if self.average is not None else torch.no_grad()
+
+    def save_model(self, path: Path) -> None:
+        """Write an add-ons file with its JSON from the main process."""
+        if self.accelerator.is_main_process:
+            with self.weights_to_show():
+                save_addons(
+                    path,
+                    self.bare_model,
+                    settings=self.settings,
+                    dtype=PRECISIONS[self.args.save_precision],
+                    extra={"recipe": {name: getattr(self.args, name) for name in _SWITCHES}},
+                )
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,103 @@
+"""What looks at the model during training: previews, and the loss on held-out pairs."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from library.batches import Batch, PixelBatch, PromptFeatures
+from library.flux.weights import load_autoencoder, variant_of
+from library.frozen_weights import frozen_paths
+from library.loading import Pairs
+from library.preview import Previewer, PreviewSettings
+from library.training import Trainer, Watch
+from library.validation import validation_loss
+
+log = logging.getLogger(__name__)
+
+_PIXELS_PER_LATENT = 8
+
+
+def add_watches(trainer: Trainer, *, held_out: Pairs | None) -> None:
+    """Give a trainer the watches its flags ask for."""
+    args = trainer.args
+    if args.val_every_n_steps is not None and held_out is not None:
+        trainer.watches.append(Watch(look=_validation(trainer, held_out), steps=args.val_every_n_steps))
+    if args.sample_every_n_steps is not None or args.sample_every_n_epochs is not None or args.sample_at_first:
+        look = _previewer(trainer, held_out or trainer.pairs)
+        steps, epochs = args.sample_every_n_steps, args.sample_every_n_epochs
+        trainer.watches.append(Watch(look=look, steps=steps, epochs=epochs, at_first=args.sample_at_first))
+
+
+def first_batches(
+    pairs: Pairs,
+    *,
+    count: int,
+    batch_size: int,
+    encode: Callable[[PixelBatch], Batch] | None,
+    device: torch.device,
+) -> list[Batch]:
+    """Read the first `count` samples as batches on `device`."""
+    batches = []
+    for start in range(0, min(count, len(pairs.names)), batch_size):
+        stop = min(start + batch_size, count, len(pairs.names))
+        batch = pairs.collate([pairs.read(index) for index in range(start, stop)])
+        if isinstance(batch, PixelBatch):
+            assert encode is not None, "pixel batches need encoders"
+            batch = encode(batch)
+        batches.append(batch.to(device))
+    return batches
+
+
+def _validation(trainer: Trainer, held_out: Pairs) -> Callable[[nn.Module, int], dict[str, float]]:
+    args, accelerator = trainer.args, trainer.accelerator
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        if not accelerator.is_main_process:
+            return {}
+        batches = first_batches(
+            held_out,
+            count=args.val_samples,
+            batch_size=args.train_batch_size,
+            encode=trainer.encode,
+            device=accelerator.device,
+        )
+        losses = validation_loss(model, batches, guidance=args.guidance_scale)
+        log.info("Step %d, held-out loss: %s", step, ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+        return {f"val_{name}": loss for name, loss in losses.items()}
+
+    return look
+
+
+def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
+    args, accelerator = trainer.args, trainer.accelerator
+    path = frozen_paths({"ae": args.ae})["ae"]
+    autoencoder = load_autoencoder(path, dtype=torch.float32, device=accelerator.device)
+    # One pair more than is shown, for its size, so that --sample_pairs 0 works too.
+    shown = first_batches(
+        pairs, count=max(1, args.sample_pairs), batch_size=1, encode=trainer.encode, device=accelerator.device
+    )
+    size = tuple(shown[0].rgb_BChw.shape[-2:])
+    if args.output_resolution is not None:
+        width, height = args.output_resolution
+        size = (height // _PIXELS_PER_LATENT, width // _PIXELS_PER_LATENT)
+    prompts = trainer.prompts
+    evaluation = prompts.evaluation.to(accelerator.device) if prompts.evaluation is not None else None
+    settings = PreviewSettings(
+        folder=args.experiment / "sample",
+        latent_size=(size[0], size[1]),
+        steps=args.sample_steps,
+        guidance=args.sample_guidance_scale,
+        shift_schedule=variant_of(trainer.bare_model.config).shift_schedule,
+        depth_transform=args.depth_transform,
+        seed=args.seed,
+    )
+    return Previewer(
+        settings,
+        autoencoder=autoencoder,
+        prompts=PromptFeatures(empty=trainer.empty, prompts=prompts.prompts, evaluation=evaluation),
+        pairs=shown[: args.sample_pairs],
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )

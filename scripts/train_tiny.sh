@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Make the embedded model from nothing: scenes, autoencoder, text encoders, backbone, joint stage, files in assets/tiny.
+#
+#   bash scripts/train_tiny.sh            (hours on a CPU; set SCENES, ..._MINUTES and JOINT_STEPS lower for a trial)
+#
+# A stage whose result is there is skipped, so the script can be stopped and started again; inside a stage the training
+# commands go on from their last state. Variables, with their defaults:
+WORK=${WORK:-outputs/tiny}                      # everything that is made on the way
+SCENES=${SCENES:-20000}                         # training scenes (seed 0)
+HELD_OUT=${HELD_OUT:-256}                       # scenes of another seed, for the validation loss and the previews
+AUTOENCODER_MINUTES=${AUTOENCODER_MINUTES:-60}  # training time of the autoencoder
+BACKBONE_MINUTES=${BACKBONE_MINUTES:-240}       # training time of the text-to-image backbone
+JOINT_STEPS=${JOINT_STEPS:-20000}               # optimizer steps of the joint stage
+JOINT_BATCH=${JOINT_BATCH:-16}                  # pairs a step
+LORA_RANK=${LORA_RANK:-64}                      # adapters in the blocks
+INPUT_RANKS=${INPUT_RANKS:-"64 64"}             # adapters of vector_in
+TEXT_RANK=${TEXT_RANK:-64}                      # adapter of txt_in
+ASSETS=${ASSETS:-assets/tiny}                   # where the finished files go
+EVALUATE=${EVALUATE:-256}                       # scenes of the final evaluation; 0 leaves it away
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+HELD_OUT_SEED=1000001
+MODEL=$WORK/model
+mkdir -p "$WORK" "$MODEL"
+
+stage() { # stage RESULT DESCRIPTION COMMAND...: run the command unless its result is there
+    local result=$1 description=$2
+    shift 2
+    if [ -e "$result" ]; then
+        echo "== $description: there ($result)"
+        return
+    fi
+    echo "== $description"
+    "$@"
+    [ -e "$result" ] || { echo "$description stopped before $result was made; start again to go on" >&2; exit 3; }
+}
+
+scenes() { # scenes FOLDER COUNT SEED
+    python dataset/make_scenes.py --output "$1" --count "$2" --size 128 --seed "$3"
+    touch "$1/.complete"
+}
+
+cache() { # cache FOLDER
+    python dataset/preprocess_step2.py --image_folder "$1" --clip_l "$MODEL/clip_l.safetensors" \
+        --t5xxl "$MODEL/t5xxl_fp16.safetensors" --ae "$MODEL/ae.safetensors" --batch_size 16 --save_precision fp32
+    touch "$1/cache/.complete"
+}
+
+joint() {
+    # shellcheck disable=SC2086
+    accelerate launch --config_file default_config.yaml --mixed_precision bf16 train.py \
+        --image_folder "$WORK/scenes" --is_latent_training --validation_folder "$WORK/held_out" \
+        --pretrained_model_name_or_path "$MODEL/flux1-tiny.safetensors" --clip_l "$MODEL/clip_l.safetensors" \
+        --t5xxl "$MODEL/t5xxl_fp16.safetensors" --ae "$MODEL/ae.safetensors" --prompt_folder "$WORK/prompts" \
+        --output_dir "$WORK" --exp_name joint --output_name jointdit_addons --depth_transform none \
+        --max_train_steps "$JOINT_STEPS" --train_batch_size "$JOINT_BATCH" --learning_rate 1e-3 \
+        --optimizer_type adamw --optimizer_args "weight_decay=0.01" "betas=(0.9, 0.99)" --lr_scheduler cosine \
+        --lr_warmup_steps 200 --max_grad_norm 1.0 --ema_decay 0.999 --seed 42 \
+        --lora_rank "$LORA_RANK" --vector_in_ranks $INPUT_RANKS --txt_in_rank "$TEXT_RANK" \
+        --timestep_sampling shift --discrete_flow_shift 3.1582 --clean_flow_shift 0.25 \
+        --save_every_n_steps 1000 --save_state --save_last_n 2 --resume latest \
+        --val_every_n_steps 1000 --sample_every_n_steps 2000
+}
+
+publish() {
+    mkdir -p "$ASSETS"
+    cp "$MODEL"/*.safetensors "$MODEL"/*.json "$WORK/joint/jointdit_addons.safetensors" \
+        "$WORK/joint/jointdit_addons.json" "$ASSETS/"
+    cp -r "$MODEL/tokenizer" "$MODEL/tokenizer_2" "$ASSETS/"
+    touch "$WORK/.published"
+}
+
+stage "$WORK/scenes/.complete" "Rendering $SCENES training scenes" scenes "$WORK/scenes" "$SCENES" 0
+stage "$WORK/held_out/.complete" "Rendering $HELD_OUT held-out scenes" scenes "$WORK/held_out" "$HELD_OUT" "$HELD_OUT_SEED"
+stage "$MODEL/ae.safetensors" "Training the autoencoder for $AUTOENCODER_MINUTES minutes" \
+    python scripts/tiny/train_autoencoder.py --scenes "$WORK/scenes" --output "$MODEL" --minutes "$AUTOENCODER_MINUTES"
+stage "$MODEL/tokenizer_2" "Training the tokenizers" \
+    python scripts/tiny/train_tokenizers.py --scenes "$WORK/scenes" --output "$MODEL"
+stage "$MODEL/flux1-tiny.safetensors" "Training text encoders and backbone for $BACKBONE_MINUTES minutes" \
+    python scripts/tiny/train_backbone.py --scenes "$WORK/scenes" --output "$MODEL" --minutes "$BACKBONE_MINUTES"
+stage "$WORK/scenes/cache/.complete" "Caching latents and text features" cache "$WORK/scenes"
+stage "$WORK/held_out/cache/.complete" "Caching the held-out scenes" cache "$WORK/held_out"
+stage "$WORK/prompts/empty_prompts" "Caching prompts" \
+    python dataset/preprocess_step3.py --clip_l "$MODEL/clip_l.safetensors" --t5xxl "$MODEL/t5xxl_fp16.safetensors" \
+    --output_folder "$WORK/prompts"
+stage "$WORK/joint/jointdit_addons.safetensors" "Training the joint stage for $JOINT_STEPS steps" joint
+stage "$WORK/.published" "Copying the model to $ASSETS" publish
+if [ "$EVALUATE" -gt 0 ]; then
+    stage "$WORK/evaluation.json" "Evaluating" python scripts/evaluate_tiny.py --scenes "$EVALUATE" --json "$WORK/evaluation.json"
+fi

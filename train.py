@@ -1,0 +1,35 @@
+"""Train JointDiT's add-ons: `accelerate launch train.py --image_folder ...`, or plain `python train.py ...`."""
+
+import sys
+
+from dataset.training_data import open_training_data
+from library.args import parse
+from library.cli import run_main, set_threads
+from library.training import Trainer
+from library.training_args import TrainingArgs
+from library.training_setup import base_dtype, load_trainable, make_accelerator
+from library.training_watch import add_watches
+
+
+def main() -> None:
+    """Read the flags, open the data, load the model, train."""
+    args = parse(sys.argv[1:], TrainingArgs, description="Train JointDiT's adapters and joint connections")
+    accelerator = make_accelerator(args)
+    set_threads(args.num_threads)
+    data = open_training_data(args, device=accelerator.device, dtype=base_dtype(accelerator))
+    model, settings = load_trainable(args, accelerator)
+    trainer = Trainer(
+        args,
+        accelerator=accelerator,
+        model=model,
+        settings=settings,
+        pairs=data.pairs,
+        prompts=data.prompts,
+        encode=data.encode,
+    )
+    add_watches(trainer, held_out=data.held_out)
+    trainer.run()
+
+
+if __name__ == "__main__":
+    run_main(main)
