@@ -1,0 +1,118 @@
+"""Captions as token ids and pictures as packed latents, all in memory.
+
+Shape suffixes: N samples, B batch, L tokens, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Generator, Tensor
+from train_tokenizers import read_captions
+from transformers import PreTrainedTokenizerBase
+
+from library.cli import say
+from library.errors import UserError
+from library.files import save_tensors
+from library.flux.latents import pack
+from library.flux.weights import load_autoencoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What one step reads: clean packed latents and the ids of their captions."""
+
+    x_BLD: Tensor
+    clip_ids_BL: Tensor
+    t5_ids_BL: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """A data set in memory, and the ids of the empty prompt (1, L)."""
+
+    x_NLD: Tensor
+    clip_ids_NL: Tensor
+    t5_ids_NL: Tensor
+    empty_clip_1L: Tensor
+    empty_t5_1L: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x_NLD)
+
+    def __getitem__(self, which: slice) -> "Samples":
+        return Samples(
+            x_NLD=self.x_NLD[which],
+            clip_ids_NL=self.clip_ids_NL[which],
+            t5_ids_NL=self.t5_ids_NL[which],
+            empty_clip_1L=self.empty_clip_1L,
+            empty_t5_1L=self.empty_t5_1L,
+        )
+
+    def all(self) -> Batch:
+        """Return the whole set with its own captions."""
+        return Batch(x_BLD=self.x_NLD, clip_ids_BL=self.clip_ids_NL.long(), t5_ids_BL=self.t5_ids_NL.long())
+
+    def draw(self, count: int, *, text_dropout: float, generator: Generator) -> Batch:
+        """Draw samples with replacement; a share of the captions gives way to the empty prompt."""
+        index = torch.randint(len(self), (count,), generator=generator)
+        dropped_B1 = torch.rand(count, 1, generator=generator) < text_dropout
+        return Batch(
+            x_BLD=self.x_NLD[index],
+            clip_ids_BL=torch.where(dropped_B1, self.empty_clip_1L, self.clip_ids_NL[index]).long(),
+            t5_ids_BL=torch.where(dropped_B1, self.empty_t5_1L, self.t5_ids_NL[index]).long(),
+        )
+
+
+def load_samples(
+    scenes: Path,
+    *,
+    latents: Path,
+    ae: Path,
+    clip_tokenizer: PreTrainedTokenizerBase,
+    t5_tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+) -> Samples:
+    """Read captions and latents; latents that aren't there yet are made with the autoencoder and kept."""
+    captions = read_captions(scenes, limit=limit)
+    if not latents.exists():
+        encode_scenes(scenes, latents=latents, ae=ae)
+    z_NChw = load_file(latents)["rgb"][:limit]
+    if limit is None and len(z_NChw) != len(captions):
+        raise UserError(f"--latents {latents}: {len(z_NChw)} samples, but --scenes has {len(captions)}; make them anew")
+    count = min(len(captions), len(z_NChw))
+    clip_ids = [_ids(clip_tokenizer, texts) for texts in (captions[:count], [" "])]
+    t5_ids = [_ids(t5_tokenizer, texts) for texts in (captions[:count], [" "])]
+    # CLIP is causal and pools at its end token, so positions that no caption reaches can be left away
+    longest = int((clip_ids[0] != clip_tokenizer.pad_token_id).sum(dim=1).max()) + 1
+    return Samples(
+        x_NLD=pack(z_NChw[:count]).to(torch.bfloat16),
+        clip_ids_NL=clip_ids[0][:, :longest],
+        t5_ids_NL=t5_ids[0],
+        empty_clip_1L=clip_ids[1][:, :longest],
+        empty_t5_1L=t5_ids[1],
+    )
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+    encoded = tokenizer(
+        list(texts), max_length=tokenizer.model_max_length, padding="max_length", truncation=True, return_tensors="pt"
+    )
+    return encoded.input_ids.to(torch.int16)
+
+
+def encode_scenes(scenes: Path, *, latents: Path, ae: Path) -> None:
+    """Encode all pictures of a prepared folder, in the order of their names, and write them as float16."""
+    from pictures import load_pictures, sample_names
+
+    model = load_autoencoder(ae)
+    names = sample_names(scenes, flag="--scenes")
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(names), 64):
+            pictures = load_pictures(scenes, names[start : start + 64], flag="--scenes")
+            parts.append(model.encode(pictures.rgb()).half())
+    save_tensors(latents, {"rgb": torch.cat(parts)})
+    say(f"{latents}: {len(names)} pictures encoded")

@@ -1,0 +1,137 @@
+"""The embedded model's backbone with its two text encoders as one trainable module, and its files.
+
+Shape suffixes: B batch, L tokens, D width.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel
+
+from library.files import save_tensors, write_json
+from library.flux.attention import KERNELS
+from library.flux.latents import image_ids
+from library.flux.model import Flux
+from library.flux.text import TextFeatures, load_clip, load_t5
+from library.flux.variants import VARIANTS
+from library.flux.weights import load_flux
+
+FLUX_FILE, CLIP_FILE, T5_FILE = "flux1-tiny.safetensors", "clip_l.safetensors", "t5xxl_fp16.safetensors"
+CLIP_LAYERS, CLIP_HEADS = 2, 2
+T5_LAYERS, T5_HEADS = 3, 4
+CONDITION_STD = 0.02  # start of the embedders of noise level and pooled text, as in DiT (arXiv 2212.09748)
+
+
+class TextToImage(nn.Module):
+    """CLIP, T5 and Flux: token ids and noisy latents in, velocity out."""
+
+    def __init__(self, *, clip: CLIPTextModel, t5: T5EncoderModel, flux: Flux) -> None:
+        super().__init__()
+        self.clip, self.t5, self.flux = clip, t5, flux
+        self.flux.kernel = KERNELS["matmul"]  # faster than the fused one for bfloat16 and so few tokens on a CPU
+
+    def encode(self, clip_ids_BL: Tensor, t5_ids_BL: Tensor) -> TextFeatures:
+        """Run both text encoders; padding attends, as it will when the model is used."""
+        return TextFeatures(
+            tokens_BLD=self.t5(input_ids=t5_ids_BL).last_hidden_state,
+            pooled_BD=self.clip(input_ids=clip_ids_BL).pooler_output,
+        )
+
+    def forward(self, x_BLD: Tensor, *, t_B: Tensor, text: TextFeatures) -> Tensor:
+        """Predict noise - x_0 for square pictures."""
+        side = round(x_BLD.shape[-2] ** 0.5)
+        ids = image_ids(side, side, device=x_BLD.device)
+        return self.flux(x_BLD.to(self.flux.img_in.weight.dtype), t_B=t_B, text=text, image_ids=ids)
+
+
+def new_model(
+    *, clip_tokenizer: PreTrainedTokenizerBase, t5_tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
+) -> TextToImage:
+    """Make an untrained model that fits the two tokenizers."""
+    sizes = VARIANTS["tiny"].flux
+    clip_config = CLIPTextConfig(
+        vocab_size=len(clip_tokenizer),
+        hidden_size=sizes.vec_in_dim,
+        projection_dim=sizes.vec_in_dim,
+        intermediate_size=4 * sizes.vec_in_dim,
+        num_hidden_layers=CLIP_LAYERS,
+        num_attention_heads=CLIP_HEADS,
+        max_position_embeddings=clip_tokenizer.model_max_length,
+        hidden_act="gelu",
+        bos_token_id=clip_tokenizer.bos_token_id,
+        eos_token_id=clip_tokenizer.eos_token_id,
+        pad_token_id=clip_tokenizer.pad_token_id,
+    )
+    t5_config = T5Config(
+        vocab_size=len(t5_tokenizer),
+        d_model=sizes.context_in_dim,
+        d_kv=sizes.context_in_dim // T5_HEADS,
+        d_ff=2 * sizes.context_in_dim,
+        num_layers=T5_LAYERS,
+        num_heads=T5_HEADS,
+        relative_attention_max_distance=64,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(generator.initial_seed())  # transformers' own random start draws from the global generator
+        model = TextToImage(clip=CLIPTextModel(clip_config), t5=T5EncoderModel(t5_config), flux=Flux(sizes))
+    start_flux(model.flux, generator=generator)
+    return model.eval()  # no dropout: gradients flow all the same
+
+
+@torch.no_grad()
+def start_flux(flux: Flux, *, generator: torch.Generator) -> None:
+    """Xavier-uniform linears without bias; modulations and the last layer zero, so that blocks start as identity."""
+    for name, layer in flux.named_modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        if layer.bias is not None:
+            layer.bias.zero_()
+        if name.endswith(("_mod.lin", "modulation.lin")) or name.startswith("final_layer."):
+            layer.weight.zero_()
+        elif name.startswith(("time_in.", "vector_in.")):
+            layer.weight.normal_(std=CONDITION_STD, generator=generator)
+        else:
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+
+
+def is_hidden_matrix(name: str, weight: Tensor) -> bool:
+    """Whether Muon may have this weight: a matrix between hidden layers, no embedding and no first or last layer."""
+    outer = ("embed", "shared", "relative_attention_bias", "flux.img_in", "flux.txt_in", "flux.final", "_in.", "mod")
+    return weight.ndim == 2 and not any(part in name for part in outer)
+
+
+def load_model(folder: Path) -> TextToImage:
+    """Load a model that `save_model` wrote, in float32 and with gradients."""
+    t5, _ = load_t5(folder / T5_FILE)
+    model = TextToImage(clip=load_clip(folder / CLIP_FILE), t5=t5, flux=load_flux(folder / FLUX_FILE))
+    return model.requires_grad_(True)
+
+
+def save_model(model: TextToImage, folder: Path, *, t5_length: int) -> None:
+    """Write the three files in the released formats and names: bfloat16 backbone and CLIP, float16 T5."""
+    sizes = asdict(VARIANTS["tiny"].flux)
+    clip = {f"text_model.{name}": tensor for name, tensor in model.clip.state_dict().items()}
+    t5 = {name: tensor for name, tensor in model.t5.state_dict().items() if name != "encoder.embed_tokens.weight"}
+    clip_config = {**_settings(model.clip.config, CLIPTextConfig()), "model_type": "clip_text_model"}
+    t5_config = {**_settings(model.t5.config, T5Config()), "model_type": "t5", "token_length": t5_length}
+    write_json(folder / CLIP_FILE.replace(".safetensors", ".json"), clip_config)
+    write_json(folder / T5_FILE.replace(".safetensors", ".json"), t5_config)
+    save_tensors(folder / CLIP_FILE, _cast(clip, torch.bfloat16))
+    save_tensors(folder / T5_FILE, _cast(t5, torch.float16))
+    save_tensors(folder / FLUX_FILE, _cast(model.flux.state_dict(), torch.bfloat16), {"config": sizes})
+
+
+def _settings(config: CLIPTextConfig | T5Config, default: CLIPTextConfig | T5Config) -> dict:
+    """Keep what a reader needs: sizes, ids and activations, without the library's version and generic switches."""
+    kept = set(type(default).__dataclass_fields__) - {"attention_dropout", "dropout_rate", "classifier_dropout"}
+    wanted = {name: value for name, value in config.to_dict().items() if name in kept}
+    return {name: value for name, value in wanted.items() if isinstance(value, (bool, int, float, str))}
+
+
+def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
