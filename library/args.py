@@ -1,5 +1,6 @@
 """Groups of flags that several commands share; a command's own flags are a class that derives from these."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -92,12 +93,16 @@ class RuntimeArgs(Flags):
     def torch_device(self) -> torch.device:
         """Return the device to compute on; with several local processes each takes its own GPU."""
         kind = self.device
+        if self.xformers and importlib.util.find_spec("xformers") is None:
+            raise UserError("--xformers: the package isn't installed; pip install 'jointdit[gpu]', or use --sdpa")
         if kind == "auto":
             kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         if kind == "cuda":
             if not torch.cuda.is_available():
                 raise UserError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
             return torch.device("cuda", local_rank() % torch.cuda.device_count())
+        if self.xformers:
+            raise UserError(f"--xformers: has no operator for {kind}; use --sdpa")
         if kind == "mps" and not torch.backends.mps.is_available():
             raise UserError("--device mps: this PyTorch sees no MPS device; use --device cpu")
         return torch.device(kind)

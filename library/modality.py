@@ -18,8 +18,9 @@ class Modality:
     """One row of `MODALITIES`.
 
     `index` is its place on the modality axis M. `folder` and `suffix` name its files in a prepared image folder and
-    `latent_folder` its cached latents. `to_pixels(values, transform=...)` and `from_pixels(pixels, transform=...)` are
-    the two directions of one rung; both take and return any leading axes.
+    `latent_folder` its cached latents. `to_unit(values)` gives a file's values as results hold them, in [0, 1].
+    `to_pixels(values, transform=...)` and `from_pixels(pixels, transform=...)` are the two directions of one rung;
+    both take and return any leading axes.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Modality:
     folder: str
     suffix: str
     latent_folder: str
+    to_unit: Callable[[Tensor], Tensor]
     to_pixels: Callable[..., Tensor]
     from_pixels: Callable[..., Tensor]
 
@@ -83,6 +85,7 @@ MODALITIES: dict[str, Modality] = {
             folder="processed_images",
             suffix=".png",
             latent_folder="image_latents",
+            to_unit=lambda rgb_B3hw: rgb_B3hw,
             to_pixels=rgb_to_pixels,
             from_pixels=rgb_from_pixels,
         ),
@@ -92,6 +95,7 @@ MODALITIES: dict[str, Modality] = {
             folder="depthmaps",
             suffix=".npy",
             latent_folder="depth_latents",
+            to_unit=normalize_disparity,
             to_pixels=depth_to_pixels,
             from_pixels=depth_from_pixels,
         ),

@@ -6,7 +6,7 @@ Shape letters: B any leading axes, C channels, h w rows and columns.
 from torch import Tensor
 from torch.nn import functional
 
-PIXELS_PER_TOKEN = 16  # 8 pixels a latent, 2 latents a token, along each side
+from library.flux.latents import PIXELS_PER_TOKEN
 
 
 def pad_to_multiple(x_BChw: Tensor, multiple: int = PIXELS_PER_TOKEN) -> Tensor:

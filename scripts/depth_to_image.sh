@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# An image for a depth map. Flags given to this script are added at the end and win:
+#
+#   bash scripts/depth_to_image.sh --text_prompt "..." --seed 1 2 3
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/weights.sh
+source scripts/weights.sh
+
+size=()
+if real_model; then
+    size=(--processing_resolution 0) # as released: at the input's own size
+fi
+accelerate launch --config_file default_config.yaml --mixed_precision bf16 inference.py \
+    ${weights[@]+"${weights[@]}"} ${size[@]+"${size[@]}"} \
+    --gen_type depth_to_image \
+    --text_prompt "green shapes on open ground at sunset" \
+    --input_depth assets/demo/depth_1.npy \
+    --seed 42 \
+    --sdpa --guidance_scale 3.5 --blocks_to_swap 8 \
+    --mixed_precision bf16 --full_bf16 "$@"
