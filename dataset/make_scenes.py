@@ -5,12 +5,14 @@
 A sample that is complete is skipped, so a broken run goes on where it stopped; its record is written last.
 """
 
-import argparse
+import json
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,40 +21,40 @@ from PIL import Image
 
 from dataset.layout import Layout, sample_name
 from dataset.synthetic import GENERATOR_VERSION, render_batch
+from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.files import write_atomically, write_json, write_text
+from library.flags import Flags, flag, parse
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _BATCH = {"cpu": 8, "cuda": 64}
 _REPORT_SECONDS = 10.0
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="the prepared image folder to fill")
-    parser.add_argument("--count", type=int, required=True, help="how many scenes")
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default 128)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (default 0)")
-    parser.add_argument("--start", type=int, default=0, help="index of the first scene (default 0)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render, on a CPU (default 1)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    args = parser.parse_args(argv)
-    for flag, least in (("count", 1), ("size", 16), ("seed", 0), ("start", 0), ("workers", 1)):
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be {least} or more")
-    if args.device not in _BATCH:
-        raise UserError(f"--device {args.device}: must be cpu or cuda")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device was found; use --device cpu")
-    if args.device == "cuda" and args.workers > 1:
-        raise UserError(f"--workers {args.workers}: one process renders on a GPU; leave it at 1")
-    if Path(args.output).exists() and not Path(args.output).is_dir():
-        raise UserError(f"--output {args.output}: is a file; name a folder")
-    return args
+@dataclass(frozen=True, kw_only=True)
+class ScenesArgs(Flags):
+    """Flags of this command."""
+
+    output: Path = flag(help="the prepared image folder to fill", metavar="FOLDER")
+    count: int = flag(help="how many scenes", minimum=1)
+    size: int = flag(128, help="side of the pictures in pixels", minimum=16)
+    seed: int = flag(0, help="seed of the scenes; 1000001 is kept for evaluation", minimum=0)
+    start: int = flag(0, help="index of the first scene", minimum=0)
+    workers: int = flag(1, help="processes that render, on a CPU", minimum=1)
+    device: str = flag("cpu", help="what renders", choices=tuple(_BATCH))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: no CUDA device was found; use --device cpu")
+        if self.device == "cuda" and self.workers > 1:
+            raise UserError(f"--workers {self.workers}: one process renders on a GPU; leave it at 1")
+        if self.output.exists() and not self.output.is_dir():
+            raise UserError(f"--output {self.output}: is a file; name a folder")
 
 
-def _save(layout: Layout, seed: int, indices: list[int], size: int, device: str) -> int:
+def save_scenes(layout: Layout, *, seed: int, indices: list[int], size: int, device: str = "cpu") -> int:
     """Render some scenes and write them; the record comes last and marks the sample as complete."""
     batch = render_batch(seed, indices, size, device)
     rgb_Bhw3 = (batch.rgb_B3hw * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -61,61 +63,56 @@ def _save(layout: Layout, seed: int, indices: list[int], size: int, device: str)
         name = sample_name(index)
         with write_atomically(layout.image(name)) as path:
             Image.fromarray(rgb_Bhw3[b]).save(path, compress_level=1)
-        for target, values in ((layout.depthmap(name), disparity_Bhw[b]), (layout.metric(name), metric_Bhw[b])):
+        for target, values_hw in ((layout.depthmap(name), disparity_Bhw[b]), (layout.metric(name), metric_Bhw[b])):
             with write_atomically(target) as path:
-                np.save(path, np.ascontiguousarray(values))
+                np.save(path, np.ascontiguousarray(values_hw))
         write_text(layout.prompt(name), batch.captions[b] + "\n")
         write_json(layout.scene(name), batch.records[b])
     return len(indices)
 
 
-def _save_alone(root: str, seed: int, indices: list[int], size: int) -> int:
-    """One worker process's share: a single thread each."""
+def _save_in_worker(root: Path, seed: int, indices: list[int], size: int) -> int:
+    """A worker process's share, on one thread."""
     torch.set_num_threads(1)
-    return _save(Layout(root), seed, indices, size, "cpu")
+    return save_scenes(Layout(root), seed=seed, indices=indices, size=size)
 
 
-def _check_same_kind(layout: Layout, name: str, *, size: int, seed: int) -> None:
-    """A folder holds scenes of one seed, size and generator: mixing them would go unnoticed later."""
-    import json
-
+def _check_same_kind(layout: Layout, name: str, args: ScenesArgs) -> None:
+    """A folder holds scenes of one seed, size and generator: a mixture would go unnoticed later."""
     record = json.loads(layout.scene(name).read_text(encoding="utf-8"))
-    for flag, found, wanted in (("--seed", record["seed"], seed), ("--size", record["size"], size)):
-        if found != wanted:
-            raise UserError(f"{flag} {wanted}: {layout.root} holds scenes of {flag[2:]} {found}; choose another --output")
+    where = f"--output {args.output}: holds scenes of"
     if record["generator_version"] != GENERATOR_VERSION:
-        raise UserError(
-            f"--output {layout.root}: holds scenes of generator {record['generator_version']}, "
-            f"this is {GENERATOR_VERSION}; choose another folder"
-        )
+        found = record["generator_version"]
+        raise UserError(f"{where} generator {found}, this is {GENERATOR_VERSION}; choose another folder")
+    for key, wanted in (("seed", args.seed), ("size", args.size)):
+        if record[key] != wanted:
+            raise UserError(f"{where} --{key} {record[key]}, not {wanted}; choose another folder")
 
 
-def _results(layout: Layout, args: argparse.Namespace, batches: list[list[int]]) -> Iterator[int]:
+def _results(layout: Layout, args: ScenesArgs, batches: list[list[int]]) -> Iterator[int]:
     """Sizes of the batches as they are done."""
     if args.workers == 1:
         for indices in batches:
-            yield _save(layout, args.seed, indices, args.size, args.device)
+            yield save_scenes(layout, seed=args.seed, indices=indices, size=args.size, device=args.device)
         return
-    with ProcessPoolExecutor(args.workers) as pool:
+    # Forking a process in which torch has started its threads can hang.
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         waiting: set[Future[int]] = set()
         for indices in batches:
-            waiting.add(pool.submit(_save_alone, str(layout.root), args.seed, indices, args.size))
+            waiting.add(pool.submit(_save_in_worker, args.output, args.seed, indices, args.size))
             if len(waiting) >= 4 * args.workers:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         yield from (future.result() for future in waiting)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Render what is missing of the scenes asked for."""
-    args = _parse(argv)
+def make_scenes(args: ScenesArgs) -> int:
+    """Render what is missing of the scenes asked for; returns how many that were."""
     layout = Layout(args.output)
-    wanted = range(args.start, args.start + args.count)
-    there = {path.stem for path in layout.scenes.glob("*.json")} if layout.scenes.is_dir() else set()
+    there = {path.stem for path in layout.scenes.glob("*.json") if not path.name.startswith(".")}
     if there:
-        _check_same_kind(layout, min(there), size=args.size, seed=args.seed)
-    missing = [index for index in wanted if sample_name(index) not in there]
-    log.info("%d scenes to render into %s, %d are there", len(missing), args.output, args.count - len(missing))
+        _check_same_kind(layout, min(there), args)
+    missing = [i for i in range(args.start, args.start + args.count) if sample_name(i) not in there]
     step = _BATCH[args.device]
     batches = [missing[i : i + step] for i in range(0, len(missing), step)]
     begin = reported = time.monotonic()
@@ -123,16 +120,21 @@ def main(argv: list[str] | None = None) -> None:
     for number in _results(layout, args, batches):
         done += number
         now = time.monotonic()
-        if now - reported > _REPORT_SECONDS or done == len(missing):
+        if now - reported > _REPORT_SECONDS:
             reported = now
             each = (now - begin) / done
-            log.info("%d of %d, %.0f ms each, %.0f s left", done, len(missing), each * 1e3, each * (len(missing) - done))
+            left = each * (len(missing) - done)
+            logger.info("%d of %d scenes, %.0f ms each, %.0f s left", done, len(missing), each * 1e3, left)
+    return len(missing)
+
+
+def main() -> None:
+    """Read the flags and fill the folder."""
+    args = parse(sys.argv[1:], ScenesArgs, description="Write synthetic scenes as a prepared image folder")
+    set_threads(1)  # a frame is too small to share: more processes, not threads, make it faster
+    made = make_scenes(args)
+    say(f"{args.count} scenes in {args.output}: {made} rendered, {args.count - made} were there")
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        main()
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    run_main(main)

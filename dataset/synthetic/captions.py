@@ -6,10 +6,12 @@ Only objects with enough visible pixels are named. "left of" and "right of" spea
 
 import math
 from dataclasses import dataclass
+from statistics import median
 
 from torch import Tensor
 
-from dataset.synthetic.scene import Draws, Scene
+from dataset.synthetic.draws import Draws
+from dataset.synthetic.scene import Camera, Scene
 
 NAMED_MOST = 4
 MAX_WORDS = 36
@@ -40,7 +42,7 @@ _GROUNDS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """A visible object: place in the scene's list, its words, mean column (share of the width) and mean depth in metres."""
+    """A visible object: place in the scene's list, words, mean column (share of the width), mean depth in metres."""
 
     place: int
     words: str
@@ -52,8 +54,7 @@ class Seen:
 def _size_word(scene: Scene, place: int) -> str:
     """small or large, against the middle of the scene's objects; nothing when it is neither."""
     sizes = [(i.half[0] * i.half[1] * i.half[2]) ** (1 / 3) for i in scene.items]
-    middle = sorted(sizes)[len(sizes) // 2] if len(sizes) % 2 else sum(sorted(sizes)[len(sizes) // 2 - 1 : len(sizes) // 2 + 1]) / 2
-    ratio = sizes[place] / middle
+    ratio = sizes[place] / median(sizes)
     return "small" if ratio < 0.78 else "large" if ratio > 1.25 else ""
 
 
@@ -73,7 +74,12 @@ def _relations(these: list[Seen], those: list[Seen]) -> list[str]:
     return [words for words, true in facts.items() if true]
 
 
-_AFTER = {"left of": "on the left", "right of": "on the right", "in front of": "in front of them", "behind": "behind them"}
+_AFTER = {
+    "left of": "on the left",
+    "right of": "on the right",
+    "in front of": "in front of them",
+    "behind": "behind them",
+}
 
 
 def _setting(scene: Scene) -> str:
@@ -170,6 +176,22 @@ def _measure(scene: Scene, ids_hw: Tensor, metric_hw: Tensor) -> dict[int, dict]
     return facts
 
 
+def _camera_record(camera: Camera, size: int) -> dict:
+    """Pose in metres and intrinsics in pixels of a picture of this size; pixel (0, 0) covers [0, 1) x [0, 1)."""
+    right, up, forward = camera.axes()
+    focal = size / (2 * camera.tan_half)
+    return {
+        "position": list(camera.position),
+        "look_at": list(camera.look_at),
+        "axes": {"right": list(right), "up": list(up), "forward": list(forward)},
+        "fov_degrees": math.degrees(2 * math.atan(camera.tan_half)),
+        "fx": focal,
+        "fy": focal,
+        "cx": size / 2,
+        "cy": size / 2,
+    }
+
+
 def describe(scene: Scene, ids_hw: Tensor, metric_hw: Tensor, *, generator_version: int) -> dict:
     """The JSON-ready record of a rendered scene, its caption included.
 
@@ -184,8 +206,6 @@ def describe(scene: Scene, ids_hw: Tensor, metric_hw: Tensor, *, generator_versi
         seen = _see(scene, measured, smallest, sized=False)
         caption = _caption(scene, seen, Draws(scene.seed, scene.index, stream=2))
     named = {s.place for s in seen}
-    focal = size / (2 * scene.camera.tan_half)
-    right, up, forward = scene.camera.axes()
     return {
         "generator_version": generator_version,
         "seed": scene.seed,
@@ -195,16 +215,7 @@ def describe(scene: Scene, ids_hw: Tensor, metric_hw: Tensor, *, generator_versi
         "light": {"kind": scene.light.kind, "side": scene.light.side, "position": list(scene.light.position)},
         "setting": scene.surroundings.kind,
         "floor": scene.surroundings.floor,
-        "camera": {
-            "position": list(scene.camera.position),
-            "look_at": list(scene.camera.look_at),
-            "axes": {"right": list(right), "up": list(up), "forward": list(forward)},
-            "fov_degrees": _fov_degrees(scene.camera.tan_half),
-            "fx": focal,
-            "fy": focal,
-            "cx": size / 2,
-            "cy": size / 2,
-        },
+        "camera": _camera_record(scene.camera, size),
         "objects": [
             {
                 "shape": item.shape,
@@ -223,7 +234,3 @@ def describe(scene: Scene, ids_hw: Tensor, metric_hw: Tensor, *, generator_versi
             for place, item in enumerate(scene.items)
         ],
     }
-
-
-def _fov_degrees(tan_half: float) -> float:
-    return math.degrees(2 * math.atan(tan_half))

@@ -2,8 +2,8 @@
 
 Legend: B frames, N rays of a frame, K object slots of a frame, M (frame, slot) pairs of one kind of solid.
 
-Every solid is convex, so a ray is inside it during one interval [near, far] of its parameter t. All arithmetic is made of
-correctly rounded operations (+ - * / sqrt, comparisons), therefore a ray's result has the same bits in any batch.
+Every solid is convex, so a ray is inside it during one interval [near, far] of its parameter t. All arithmetic is made
+of correctly rounded operations (+ - * / sqrt, comparisons), therefore a ray's result has the same bits in any batch.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Rays:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solids:
-    """All solids of one kind in a batch: which frame and slot they sit in, centre, half sizes and turn about the vertical.
+    """All solids of one kind in a batch: their frames and slots, centres, half sizes and turns about the vertical.
 
     Columns are (M, 1). A cone's apex points up; radius = sx, half height = sy.
     """
@@ -59,7 +59,7 @@ class Solids:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Room:
-    """Inside of a box turned about the vertical, columns (B, 1); open ground is a room too large to see the walls of."""
+    """Inside of a box turned about the vertical, columns (B, 1); open ground is a room too large for walls to show."""
 
     cos: Tensor
     sin: Tensor
@@ -159,7 +159,8 @@ def blocked(groups: list[Solids], rays: Rays) -> Tensor:
         if rays.dx.shape[0] == 1:
             blocked_BN |= hit_MN.any(0)
         else:
-            blocked_BN |= torch.zeros_like(blocked_BN, dtype=torch.uint8).index_add_(0, solids.frame_M, hit_MN.byte()) > 0
+            count_BN = torch.zeros_like(blocked_BN, dtype=torch.uint8)
+            blocked_BN |= count_BN.index_add_(0, solids.frame_M, hit_MN.byte()) > 0
     return blocked_BN
 
 

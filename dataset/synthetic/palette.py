@@ -3,7 +3,6 @@
 Colours are albedos in linear light. Pictures are encoded with a gamma of exactly 2, so that display = sqrt(linear).
 """
 
-import torch
 from torch import Tensor
 
 PALETTE: dict[str, tuple[float, float, float]] = {
@@ -24,7 +23,7 @@ PALETTE: dict[str, tuple[float, float, float]] = {
 
 COLOURS = tuple(PALETTE)
 
-# How brightly a surface may be lit: from full shade to full light. Each colour is compared as it looks at each of these.
+# How brightly a surface may be lit, from shade to full light: each colour is compared as it looks at each of these.
 _LIGHT_LEVELS = (0.55, 0.75, 0.95, 1.2)
 _LIGHTNESS_WEIGHT = 0.6  # below 1: shading moves lightness far more than hue
 
@@ -32,10 +31,18 @@ _LIGHTNESS_WEIGHT = 0.6  # below 1: shading moves lightness far more than hue
 def _oklab(linear_N3: Tensor) -> Tensor:
     """Linear sRGB to Oklab (Ottosson 2020)."""
     to_lms = linear_N3.new_tensor(
-        [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
     )
     to_lab = linear_N3.new_tensor(
-        [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]]
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
     )
     return (linear_N3 @ to_lms.T).clamp_min(0).pow(1 / 3) @ to_lab.T
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from dataset.synthetic.captions import describe
 from dataset.synthetic.geometry import Rays
 from dataset.synthetic.scene import Scene, sample_scene
-from dataset.synthetic.shading import World, build_world, shade, trace
+from dataset.synthetic.shading import shade, trace
+from dataset.synthetic.world import World, build_world
 
 GENERATOR_VERSION = 1
 """Raised whenever a picture, depth map or caption of any (seed, index) changes."""
@@ -68,7 +69,8 @@ def _edges(display_B3hw: Tensor, ids_Bhw: Tensor) -> Tensor:
 def _smooth_edges(world: World, linear_B3N: Tensor, edge_BN: Tensor, *, size: int) -> Tensor:
     """Replace edge pixels by the mean of four samples.
 
-    The two diagonals share the light's points between them. Frames with fewer edges fill up with other pixels, which stay.
+    The two diagonals share the light's points between them. Frames with fewer edges fill up with other pixels, which
+    stay as they are.
     """
     count = int(edge_BN.sum(1).max())
     if count == 0:
@@ -108,9 +110,7 @@ def _render(scenes: list[Scene], size: int, device: torch.device) -> tuple[Tenso
 
 
 @torch.no_grad()
-def render_batch(
-    seed: int, indices: Sequence[int], size: int = 128, device: torch.device | str = "cpu"
-) -> SceneBatch:
+def render_batch(seed: int, indices: Sequence[int], size: int = 128, device: torch.device | str = "cpu") -> SceneBatch:
     """Render the scenes (seed, index) for each index as square pictures of `size` pixels.
 
     A frame depends on nothing but seed, index and size: not on its batch, nor on the order.

@@ -1,64 +1,35 @@
 """Sampling of scenes: what stands where, under which light, and the camera that frames it. Metres; y points up.
 
-Each scene depends on (seed, index) alone. Only uniform doubles of a counter-based generator are drawn, so that the scenes
-do not move with the version of a library's distributions.
+Each scene depends on (seed, index) alone.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-import numpy as np
-
+from dataset.synthetic.draws import Draws
 from dataset.synthetic.geometry import KINDS
+from dataset.synthetic.looks import (
+    FLOOR_LOOKS,
+    FLOOR_SCALE,
+    GROUNDS,
+    LIGHT_LOOKS,
+    LIGHTS,
+    PATTERNS,
+    ROOM_FLOORS,
+    WALL_LOOKS,
+    WALLS,
+    Vector,
+)
 from dataset.synthetic.palette import COLOURS
 
 SLOTS = 6
 """Most objects in a scene."""
 
-Vector = tuple[float, float, float]
-T = TypeVar("T")
-
-LIGHTS = ("sun", "overcast", "lamp", "evening")
-ROOM_FLOORS = ("planks", "checker", "tiles", "stripes", "speckle", "plain")
-GROUNDS = ("grass", "sand", "paving", "checker", "stripes")
-PATTERNS = ("plain", "stripes", "two_tone")
-
-
-class Draws:
-    """Random draws of one (seed, index, stream)."""
-
-    def __init__(self, seed: int, index: int, stream: int = 0) -> None:
-        key = np.array([seed, index * 2 + stream], dtype=np.uint64)
-        self._values = iter(np.random.Generator(np.random.Philox(key=key)).random(1024).tolist())
-
-    def uniform(self, low: float, high: float) -> float:
-        """A number in [low, high)."""
-        return low + (high - low) * next(self._values)
-
-    def chance(self, probability: float) -> bool:
-        """True with this probability."""
-        return next(self._values) < probability
-
-    def pick(self, items: Sequence[T], weights: Sequence[float] | None = None) -> T:
-        """One of the items, by weight."""
-        place = next(self._values) * (sum(weights) if weights else len(items))
-        for item, weight in zip(items, weights or (1.0,) * len(items), strict=True):
-            place -= weight
-            if place < 0:
-                return item
-        return items[-1]
-
-    def shuffled(self, items: Sequence[T]) -> list[T]:
-        """The items in random order."""
-        left = list(items)
-        return [left.pop(int(next(self._values) * len(left))) for _ in range(len(left))]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """An object: half sizes along its own axes (a round one has x = z = radius), centre, turn about the vertical in radians."""
+    """An object: half sizes along its own axes (round ones: x = z = radius), centre, turn about the vertical [rad]."""
 
     shape: str
     colour: str
@@ -164,7 +135,10 @@ def _stacked(draws: Draws, items: list[Item], shape: str) -> tuple[Vector, Vecto
     parents = [
         i
         for i, item in enumerate(items)
-        if item.shape in ("box", "cylinder") and i not in taken and item.stacked_on is None and min(item.half[0], item.half[2]) > 0.2
+        if item.shape in ("box", "cylinder")
+        and i not in taken
+        and item.stacked_on is None
+        and min(item.half[0], item.half[2]) > 0.2
     ]
     if not parents:
         return None
@@ -178,7 +152,9 @@ def _stacked(draws: Draws, items: list[Item], shape: str) -> tuple[Vector, Vecto
     return half, (below.centre[0], top + half[1], below.centre[2]), parent
 
 
-def _placed(draws: Draws, items: list[Item], half: Vector, spread: tuple[float, float], distance: float) -> Vector | None:
+def _placed(
+    draws: Draws, items: list[Item], half: Vector, spread: tuple[float, float], distance: float
+) -> Vector | None:
     """A free place on the ground that does not hide, or hide behind, what is there; None after many tries."""
     reach = _footprint(half)
     for attempt in range(24):
@@ -207,22 +183,24 @@ def _items(draws: Draws, scale: float, distance: float) -> tuple[Item, ...]:
         if number >= wanted and len(items) >= 2:
             break
         shape = draws.pick(KINDS)
-        look = {
-            "shape": shape,
-            "colour": colours[number],
-            "turn": draws.uniform(0, math.pi / 2),
-            "pattern": draws.pick(PATTERNS, (0.7, 0.16, 0.14)),
-            "bands": draws.uniform(3.0, 5.0),
-            "gloss": draws.uniform(0.08, 0.6),
-        }
+        item = Item(
+            shape=shape,
+            colour=colours[number],
+            half=(0.0, 0.0, 0.0),
+            centre=(0.0, 0.0, 0.0),
+            turn=draws.uniform(0, math.pi / 2),
+            pattern=draws.pick(PATTERNS, (0.7, 0.16, 0.14)),
+            bands=draws.uniform(3.0, 5.0),
+            gloss=draws.uniform(0.08, 0.6),
+        )
         place = _stacked(draws, items, shape) if draws.chance(0.3) else None
         if place:
-            items.append(Item(half=place[0], centre=place[1], stacked_on=place[2], **look))
+            items.append(replace(item, half=place[0], centre=place[1], stacked_on=place[2]))
             continue
         half = _half_sizes(draws, shape, scale * draws.pick((0.72, 1.0, 1.2), (0.3, 0.45, 0.25)))
         centre = _placed(draws, items, half, spread, distance)
         if centre:
-            items.append(Item(half=half, centre=centre, **look))
+            items.append(replace(item, half=half, centre=centre))
     return tuple(items)
 
 
@@ -238,47 +216,46 @@ def _corners(item: Item) -> list[Vector]:
     return low + ([(x, y + b, z)] if item.shape == "cone" else [(x + p, y + b, z + q) for p, q in flat])
 
 
+def _moved(point: Vector, along: Vector, by: float) -> Vector:
+    return (point[0] + by * along[0], point[1] + by * along[1], point[2] + by * along[2])
+
+
+def _seen_extent(camera: Camera, points: list[Vector]) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of the points in the picture plane at distance 1."""
+    seen = []
+    for point in points:
+        offset = [a - b for a, b in zip(point, camera.position, strict=True)]
+        x, y, z = (sum(a * b for a, b in zip(offset, axis, strict=True)) for axis in camera.axes())
+        seen.append((x / max(z, 0.3), y / max(z, 0.3)))
+    across, upward = zip(*seen, strict=True)
+    return min(across), max(across), min(upward), max(upward)
+
+
 def _framed(draws: Draws, items: tuple[Item, ...], distance: float) -> Camera:
     """A camera whose picture the objects fill: it turns to their middle, then its field of view fits them."""
     pitch = math.radians(draws.uniform(8, 40))
-    aim = (0.0, 0.3, 0.0)
+    aim: Vector = (0.0, 0.3, 0.0)
     margin = draws.uniform(1.0, 1.16)
     points = [point for item in items for point in _corners(item)]
     for _ in range(3):
         position = (0.0, 0.3 + distance * math.sin(pitch), distance * math.cos(pitch))
         camera = Camera(position=position, look_at=aim, tan_half=1.0)
         for _ in range(2):
-            right, up, forward = camera.axes()
-            seen = []
-            for point in points:
-                offset = [a - b for a, b in zip(point, position, strict=True)]
-                x, y, z = (sum(a * b for a, b in zip(offset, axis, strict=True)) for axis in (right, up, forward))
-                seen.append((x / max(z, 0.3), y / max(z, 0.3)))
-            x0, x1 = min(s[0] for s in seen), max(s[0] for s in seen)
-            y0, y1 = min(s[1] for s in seen), max(s[1] for s in seen)
-            shift_x, shift_y = (x0 + x1) / 2 * distance, (y0 + y1) / 2 * distance
-            aim = tuple(a + shift_x * r + shift_y * u for a, r, u in zip(camera.look_at, right, up, strict=True))
+            right, up, _ = camera.axes()
+            x0, x1, y0, y1 = _seen_extent(camera, points)
+            aim = _moved(_moved(aim, right, (x0 + x1) / 2 * distance), up, (y0 + y1) / 2 * distance)
             camera = replace(camera, look_at=aim)
         tan_half = margin * max(x1 - x0, y1 - y0) / 2
         if tan_half <= 0.62:
             break
         distance = min(distance * tan_half / 0.56, 5.8)
-    look_at = tuple(p + distance * f for p, f in zip(position, camera.axes()[2], strict=True))
+    look_at = _moved(position, camera.axes()[2], distance)
     return replace(camera, look_at=look_at, tan_half=min(max(tan_half, 0.19), 0.66))
-
-
-_LIGHT_LOOKS: dict[str, dict] = {
-    # degrees above the horizon, apparent radius in degrees, key colour, sky light, zenith and horizon colours
-    "sun": {"rise": (34, 56), "size": 2.6, "key": (0.98, 0.94, 0.87), "sky": (0.46, 0.49, 0.54), "zenith": (0.10, 0.30, 0.72), "horizon": (0.62, 0.78, 0.92)},
-    "overcast": {"rise": (64, 80), "size": 17.0, "key": (0.50, 0.50, 0.50), "sky": (0.60, 0.61, 0.63), "zenith": (0.50, 0.55, 0.62), "horizon": (0.80, 0.82, 0.84)},
-    "lamp": {"rise": (46, 68), "size": 4.5, "key": (1.00, 0.86, 0.68), "sky": (0.43, 0.40, 0.39), "zenith": (0.012, 0.018, 0.07), "horizon": (0.09, 0.08, 0.16)},
-    "evening": {"rise": (14, 22), "size": 2.6, "key": (1.05, 0.85, 0.64), "sky": (0.42, 0.41, 0.50), "zenith": (0.13, 0.16, 0.42), "horizon": (0.98, 0.52, 0.24)},
-}
 
 
 def _light(draws: Draws, distance: float) -> Light:
     kind = draws.pick(LIGHTS)
-    look = _LIGHT_LOOKS[kind]
+    look = LIGHT_LOOKS[kind]
     rise = math.radians(draws.uniform(*look["rise"]))
     left = draws.chance(0.5)
     around = math.radians(draws.uniform(35, 100)) * (-1 if left else 1)  # 0 is behind the camera
@@ -301,23 +278,6 @@ def _mixed(a: Vector, b: Vector, share: float) -> Vector:
     return (a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share, a[2] + (b[2] - a[2]) * share)
 
 
-# Two albedos a floor is made of, each itself a line between two looks.
-_FLOOR_LOOKS: dict[str, tuple[tuple[Vector, Vector], tuple[Vector, Vector]]] = {
-    "planks": (((0.42, 0.24, 0.12), (0.62, 0.42, 0.24)), ((0.30, 0.16, 0.08), (0.50, 0.32, 0.17))),
-    "checker": (((0.66, 0.63, 0.58), (0.56, 0.62, 0.66)), ((0.20, 0.21, 0.25), (0.30, 0.22, 0.20))),
-    "tiles": (((0.58, 0.54, 0.48), (0.42, 0.52, 0.56)), ((0.26, 0.24, 0.22), (0.78, 0.78, 0.76))),
-    "stripes": (((0.62, 0.56, 0.46), (0.58, 0.60, 0.64)), ((0.40, 0.26, 0.24), (0.24, 0.34, 0.44))),
-    "speckle": (((0.46, 0.44, 0.42), (0.60, 0.55, 0.48)), ((0.30, 0.28, 0.28), (0.42, 0.36, 0.30))),
-    "plain": (((0.56, 0.52, 0.46), (0.44, 0.48, 0.52)), ((0.56, 0.52, 0.46), (0.44, 0.48, 0.52))),
-    "grass": (((0.19, 0.32, 0.08), (0.27, 0.38, 0.11)), ((0.11, 0.21, 0.05), (0.17, 0.28, 0.07))),
-    "sand": (((0.66, 0.51, 0.32), (0.72, 0.58, 0.40)), ((0.55, 0.41, 0.25), (0.60, 0.46, 0.29))),
-    "paving": (((0.46, 0.45, 0.44), (0.52, 0.49, 0.45)), ((0.27, 0.26, 0.25), (0.32, 0.29, 0.26))),
-}
-_FLOOR_SCALE = {"planks": 0.26, "checker": 0.55, "tiles": 0.6, "stripes": 0.5, "speckle": 0.13, "plain": 1.0, "grass": 0.3, "sand": 0.5, "paving": 0.7}
-_WALL_LOOKS = ((0.72, 0.69, 0.63), (0.56, 0.65, 0.70), (0.62, 0.69, 0.56), (0.72, 0.58, 0.53), (0.66, 0.60, 0.72), (0.74, 0.66, 0.48))
-WALLS = ("plain", "stripes", "panel")
-
-
 def _turned(point: Vector, turn: float) -> tuple[float, float]:
     """Ground coordinates of a point in axes turned about the vertical."""
     return math.cos(turn) * point[0] - math.sin(turn) * point[2], math.sin(turn) * point[0] + math.cos(turn) * point[2]
@@ -327,9 +287,9 @@ def _surroundings(draws: Draws, camera: Camera, items: tuple[Item, ...]) -> Surr
     room = draws.chance(0.62)
     floor = draws.pick(ROOM_FLOORS if room else GROUNDS)
     share = draws.uniform(0, 1)
-    colours = tuple(_mixed(a, b, share) for a, b in _FLOOR_LOOKS[floor])
+    first, second = (_mixed(a, b, share) for a, b in FLOOR_LOOKS[floor])
     wall = draws.pick(WALLS, (0.5, 0.25, 0.25))
-    paint = _mixed(draws.pick(_WALL_LOOKS), (0.7, 0.7, 0.68), draws.uniform(0.0, 0.35))
+    paint = _mixed(draws.pick(WALL_LOOKS), (0.7, 0.7, 0.68), draws.uniform(0.0, 0.35))
     shade = (paint[0] * 0.8, paint[1] * 0.8, paint[2] * 0.8) if wall == "stripes" else (0.84, 0.83, 0.80)
     turn = math.radians(draws.uniform(-38, 38))
     back = draws.uniform(1.6, 5.5)
@@ -351,8 +311,8 @@ def _surroundings(draws: Draws, camera: Camera, items: tuple[Item, ...]) -> Surr
         extent=extent,
         height=height,
         floor=floor,
-        floor_colours=colours,
-        floor_scale=_FLOOR_SCALE[floor] * draws.uniform(0.85, 1.25),
+        floor_colours=(first, second),
+        floor_scale=FLOOR_SCALE[floor] * draws.uniform(0.85, 1.25),
         floor_turn=turn + (0.0 if draws.chance(0.7) else math.pi / 4),
         wall=wall,
         wall_colours=(paint, shade),
@@ -369,5 +329,10 @@ def sample_scene(seed: int, index: int) -> Scene:
     camera = _framed(draws, items, distance)
     light = _light(draws, distance)
     return Scene(
-        seed=seed, index=index, items=items, camera=camera, light=light, surroundings=_surroundings(draws, camera, items)
+        seed=seed,
+        index=index,
+        items=items,
+        camera=camera,
+        light=light,
+        surroundings=_surroundings(draws, camera, items),
     )

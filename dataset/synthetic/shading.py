@@ -1,6 +1,7 @@
 """Light and colour at the points that rays hit: soft shadows, contact darkening, highlights, textures, sky.
 
-Legend: B frames, N rays of a frame, K object slots, M (frame, slot) pairs of one kind, c colour channels (a tuple of three).
+Legend: B frames, N rays of a frame, K object slots, M (frame, slot) pairs of one kind; a colour or a vector is a tuple
+of three tensors, since whole-plane arithmetic on separate components is fastest.
 """
 
 import math
@@ -9,32 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dataset.synthetic.geometry import CEILING, FLOOR, KINDS, WALL_X, Rays, Room, Solids, blocked, cast, cast_room
-from dataset.synthetic.palette import PALETTE
-from dataset.synthetic.scene import PATTERNS, SLOTS, WALLS, Scene
+from dataset.synthetic.geometry import CEILING, FLOOR, WALL_X, Rays, blocked, cast, cast_room
+from dataset.synthetic.looks import PATTERNS
+from dataset.synthetic.scene import SLOTS
 from dataset.synthetic.textures import TEXTURES
+from dataset.synthetic.world import World
 
 SHADOW_SAMPLES = 8
 _SHIFT = 2e-3  # metres a shadow ray starts above its surface
 
 # Points evenly over a disc (Vogel's spiral): where the key light is sampled.
-_DISC = [
-    (math.sqrt((k + 0.5) / SHADOW_SAMPLES) * math.cos(2.399963 * k), math.sqrt((k + 0.5) / SHADOW_SAMPLES) * math.sin(2.399963 * k))
-    for k in range(SHADOW_SAMPLES)
-]
+_GOLDEN_ANGLE = 2.399963
+_RADII = [math.sqrt((k + 0.5) / SHADOW_SAMPLES) for k in range(SHADOW_SAMPLES)]
+_DISC = [(r * math.cos(_GOLDEN_ANGLE * k), r * math.sin(_GOLDEN_ANGLE * k)) for k, r in enumerate(_RADII)]
 
-Colour = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """A batch of scenes as tensors. `table` columns are (B, K), `frame` columns (B, 1)."""
-
-    groups: list[Solids]
-    room: Room
-    table: dict[str, Tensor]
-    frame: dict[str, Tensor]
-    floors: dict[str, Tensor]
+Colour = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,110 +34,6 @@ class Hits:
     t: Tensor
     slot: Tensor
     surface: Tensor
-
-
-def _item_columns(scene: Scene) -> list[dict[str, float]]:
-    rows = []
-    for item in scene.items:
-        albedo = PALETTE[item.colour]
-        rows.append(
-            {
-                "cx": item.centre[0],
-                "cy": item.centre[1],
-                "cz": item.centre[2],
-                "sx": item.half[0],
-                "sy": item.half[1],
-                "sz": item.half[2],
-                "cos": math.cos(item.turn),
-                "sin": math.sin(item.turn),
-                "kind": KINDS.index(item.shape),
-                "pattern": PATTERNS.index(item.pattern),
-                "bands": item.bands / (2 * item.half[1]),
-                "gloss": item.gloss,
-                "round": 0.9 * min(item.half),
-                "r": albedo[0],
-                "g": albedo[1],
-                "b": albedo[2],
-            }
-        )
-    return rows
-
-
-def _light_axes(scene: Scene) -> tuple[list[float], list[float]]:
-    """Two vectors that span the disc of the key light, as seen from the objects."""
-    x, y, z = scene.light.position
-    flat = math.hypot(x, z)
-    length = math.sqrt(x * x + y * y + z * z)
-    r = scene.light.radius
-    return [r * z / flat, 0.0, -r * x / flat], [-r * x * y / (flat * length), r * flat / length, -r * z * y / (flat * length)]
-
-
-def _frame_columns(scene: Scene) -> dict[str, float]:
-    s, light, camera = scene.surroundings, scene.light, scene.camera
-    right, up, forward = camera.axes()
-    first, second = _light_axes(scene)
-    vectors = {
-        "right": right,
-        "up": up,
-        "forward": forward,
-        "eye": camera.position,
-        "light": light.position,
-        "disc1": first,
-        "disc2": second,
-        "key": light.colour,
-        "sky": light.sky,
-        "zenith": light.zenith,
-        "horizon": light.horizon,
-        "floor1": s.floor_colours[0],
-        "floor2": s.floor_colours[1],
-        "wall1": s.wall_colours[0],
-        "wall2": s.wall_colours[1],
-    }
-    columns = {f"{name}{axis}": value for name, vector in vectors.items() for axis, value in enumerate(vector)}
-    return columns | {
-        "tan": camera.tan_half,
-        "fades": float(light.fades),
-        "reach": math.dist(light.position, camera.look_at),
-        "open": float(s.kind == "open"),
-        "cos": math.cos(s.turn),
-        "sin": math.sin(s.turn),
-        "x0": s.extent[0],
-        "x1": s.extent[1],
-        "z0": s.extent[2],
-        "z1": s.extent[3],
-        "height": s.height,
-        "floor_cos": math.cos(s.floor_turn) / s.floor_scale,
-        "floor_sin": math.sin(s.floor_turn) / s.floor_scale,
-        "wall": float(WALLS.index(s.wall)),
-        "wall_scale": s.wall_scale,
-        "glow": float(light.kind == "evening"),
-    }
-
-
-def build_world(scenes: list[Scene], device: torch.device) -> World:
-    """Scenes as tensors on a device; the values are rounded to float32 here, once."""
-    rows = [_item_columns(scene) for scene in scenes]
-    frames = [_frame_columns(scene) for scene in scenes]
-    stacked = torch.tensor([list(f.values()) for f in frames], dtype=torch.float32, device=device)
-    frame = {name: stacked[:, i : i + 1] for i, name in enumerate(frames[0])}
-    names = list(rows[0][0])
-    blank = dict.fromkeys(names, 0.0) | {"sx": 1.0, "sy": 1.0, "sz": 1.0, "cos": 1.0}
-    padded = [[list(r.values()) for r in row + [blank] * (SLOTS - len(row))] for row in rows]
-    cube = torch.tensor(padded, dtype=torch.float32, device=device)
-    table = {name: cube[:, :, i] for i, name in enumerate(names)}
-    groups = []
-    for number, kind in enumerate(KINDS):
-        pairs = [(b, k) for b, row in enumerate(rows) for k, r in enumerate(row) if r["kind"] == number]
-        if pairs:
-            frame_M, slot_M = (torch.tensor(column, device=device) for column in zip(*pairs, strict=True))
-            shape = {n: table[n][frame_M, slot_M][:, None] for n in ("cx", "cy", "cz", "sx", "sy", "sz", "cos", "sin")}
-            groups.append(Solids(kind=kind, frame_M=frame_M, slot_M=slot_M, **shape))
-    room = Room(**{name: frame[name] for name in Room.__slots__})
-    kinds = [scene.surroundings.floor for scene in scenes]
-    floors = {
-        kind: torch.tensor([b for b, k in enumerate(kinds) if k == kind], device=device) for kind in dict.fromkeys(kinds)
-    }
-    return World(groups=groups, room=room, table=table, frame=frame, floors=floors)
 
 
 def trace(world: World, rays: Rays) -> Hits:
@@ -279,7 +165,8 @@ def _key_light(
     lambert = torch.where(away, 0.0, lambert)
     origin = tuple(q + _SHIFT * n for q, n in zip(point, normal, strict=True))
     clear = _clear(world, origin, lambert > 0, samples)
-    falloff = torch.where(f["fades"] > 0, (1.5 * f["reach"] * f["reach"]) / (square + 0.5 * f["reach"] * f["reach"]), 1.0)
+    falloff = (1.5 * f["reach"] * f["reach"]) / (square + 0.5 * f["reach"] * f["reach"])
+    falloff = torch.where(f["fades"] > 0, falloff, 1.0)
     return lambert * clear * falloff.clamp_max(1.35), direction, clear
 
 
@@ -288,10 +175,29 @@ def _sky(world: World, rays: Rays) -> Colour:
     length = (rays.dx * rays.dx + rays.dy * rays.dy + rays.dz * rays.dz).sqrt()
     rise = (rays.dy / length).clamp(0, 1)
     share = _smooth(rise.sqrt() * 1.15)
-    toward = (f["light0"] * rays.dx + f["light2"] * rays.dz) / (length * (f["light0"] * f["light0"] + f["light2"] * f["light2"]).sqrt())
+    light_x, light_z = f["light0"], f["light2"]
+    toward = (light_x * rays.dx + light_z * rays.dz) / (length * (light_x * light_x + light_z * light_z).sqrt())
     glow = f["glow"] * (0.5 + 0.5 * toward) * (1 - share) * 0.35
     warm = (1.0, 0.62, 0.28)
     return tuple(_mix(f[f"horizon{c}"], f[f"zenith{c}"], share) + glow * warm[c] for c in range(3))
+
+
+def _room_normal(
+    world: World, along: tuple[Tensor, Tensor], *, on_x: Tensor, on_floor: Tensor, on_ceiling: Tensor
+) -> Colour:
+    """Normal into the room of its floor, ceiling or wall."""
+    f = world.frame
+    sign_x, sign_z = torch.where(along[0] > 0, -1.0, 1.0), torch.where(along[1] > 0, -1.0, 1.0)
+    level = on_floor | on_ceiling
+    return (
+        torch.where(level, 0.0, torch.where(on_x, f["cos"] * sign_x, f["sin"] * sign_z)),
+        torch.where(on_floor, 1.0, torch.where(on_ceiling, -1.0, 0.0)),
+        torch.where(level, 0.0, torch.where(on_x, -f["sin"] * sign_x, f["cos"] * sign_z)),
+    )
+
+
+def _dot(a: Colour, b: Colour) -> Tensor:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def _surface(world: World, hits: Hits, point: Colour, footprint: Tensor) -> tuple[Colour, Colour, Tensor, Tensor]:
@@ -302,22 +208,17 @@ def _surface(world: World, hits: Hits, point: Colour, footprint: Tensor) -> tupl
     floor = _floor_albedo(world, x, z, footprint)
     on_x, on_floor = hits.surface == WALL_X, hits.surface == FLOOR
     wall = _wall_albedo(world, torch.where(on_x, along[1], along[0]), y)
-    back = tuple(torch.where(on_floor, a, torch.where(hits.surface == CEILING, 0.8, b)) for a, b in zip(floor, wall, strict=True))
-    sign_x, sign_z = torch.where(along[0] > 0, -1.0, 1.0), torch.where(along[1] > 0, -1.0, 1.0)
-    wall_normal = (torch.where(on_x, f["cos"] * sign_x, f["sin"] * sign_z), torch.where(on_x, -f["sin"] * sign_x, f["cos"] * sign_z))
-    upright = on_floor | (hits.surface == CEILING)
-    back_normal = (
-        torch.where(upright, 0.0, wall_normal[0]),
-        torch.where(on_floor, 1.0, torch.where(upright, -1.0, 0.0)),
-        torch.where(upright, 0.0, wall_normal[1]),
-    )
+    on_ceiling = hits.surface == CEILING
+    back = tuple(torch.where(on_floor, a, torch.where(on_ceiling, 0.8, b)) for a, b in zip(floor, wall, strict=True))
+    back_normal = _room_normal(world, along, on_x=on_x, on_floor=on_floor, on_ceiling=on_ceiling)
     slot = hits.slot.clamp_min(0)
     p = {name: column.gather(1, slot) for name, column in world.table.items()}
     own = (x - p["cx"], y - p["cy"], z - p["cz"])
     normal = _object_normal(p, *own)
     band = (own[1] + p["sy"]) * p["bands"]
-    dark = ((p["pattern"] == 1) & (band - 2 * (band * 0.5).floor() >= 1)) | ((p["pattern"] == 2) & (own[1] < -0.1 * p["sy"]))
-    paint = torch.where(dark, 0.78, 1.0)
+    striped = (p["pattern"] == PATTERNS.index("stripes")) & (band - 2 * (band * 0.5).floor() >= 1)
+    two_tone = (p["pattern"] == PATTERNS.index("two_tone")) & (own[1] < -0.1 * p["sy"])
+    paint = torch.where(striped | two_tone, 0.78, 1.0)
     is_object = hits.slot >= 0
     albedo = tuple(torch.where(is_object, p[n] * paint, b) for n, b in zip("rgb", back, strict=True))
     normal = tuple(torch.where(is_object, n, b) for n, b in zip(normal, back_normal, strict=True))
@@ -346,12 +247,11 @@ def shade(world: World, rays: Rays, hits: Hits, *, size: int, samples: slice = s
     low = _smooth(point[1] / 0.5)
     bounce = 0.35 + 0.4 * low
     half = tuple(d + v for d, v in zip(direction, view, strict=True))
-    half_square = half[0] * half[0] + half[1] * half[1] + half[2] * half[2]
-    shine = (normal[0] * half[0] + normal[1] * half[1] + normal[2] * half[2]).clamp_min(0) / half_square.sqrt().clamp_min(1e-4)
+    shine = _dot(normal, half).clamp_min(0) / _dot(half, half).sqrt().clamp_min(1e-4)
     for _ in range(6):  # to the 64th
         shine = shine * shine
     shine = shine * gloss * clear
-    edge = 1 - (normal[0] * view[0] + normal[1] * view[1] + normal[2] * view[2]).clamp(0, 1)
+    edge = 1 - _dot(normal, view).clamp(0, 1)
     rim = edge * edge * edge * gloss * 0.25 * ambient
     haze = torch.where(f["open"] > 0, _smooth((t - 9) / 11), 0.0)
     sky = _sky(world, rays)

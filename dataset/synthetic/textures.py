@@ -1,7 +1,7 @@
 """Patterns of floors and walls: how much of the second colour shows at a point, and how much brighter or darker it is.
 
-All take plane coordinates u, v in units of the pattern's own scale and return `share` and `tone`, each (B, N). Built from
-correctly rounded operations only (the hash has no sine), see geometry.py.
+All take plane coordinates u, v in units of the pattern's own scale and return `share` and `tone`, each (B, N). Built
+from correctly rounded operations only (the hash has no sine), see geometry.py.
 """
 
 from collections.abc import Callable
