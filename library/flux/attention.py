@@ -29,7 +29,7 @@ def matmul(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, mask: Tensor | None) 
 
 def xformers(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, mask: Tensor | None) -> Tensor:
     """The same through xformers' memory-efficient attention (CUDA only; imported on first use)."""
-    from xformers.ops import memory_efficient_attention  # type: ignore[import-untyped]
+    from xformers.ops import memory_efficient_attention
 
     bias = None
     if mask is not None:
@@ -52,15 +52,16 @@ def attend(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, *, mask_BL: Tensor | 
     leading = q_BHLK.shape[:-3]
     mask = None
     if mask_BL is not None:
-        mask = mask_BL.to(torch.bool).expand(*leading, -1).flatten(0, -2)[:, None, None, :]
-    out = kernel(q_BHLK.flatten(0, -4), k_BHLK.flatten(0, -4), v_BHLK.flatten(0, -4), mask)
-    return rearrange(out, "B H L K -> B L (H K)").unflatten(0, leading)
+        mask = mask_BL.to(torch.bool).expand(*leading, -1).reshape(-1, 1, 1, mask_BL.shape[-1])
+    q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q_BHLK, k_BHLK, v_BHLK))
+    out = rearrange(kernel(q, k, v, mask), "B H L K -> B L (H K)")
+    return out.reshape(*leading, *out.shape[-2:])
 
 
 class Attention(Protocol):
     """What a block calls: it hands itself over, so that an attention may use parameters that it keeps on the block."""
 
-    def __call__(self, block: nn.Module, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
+    def __call__(self, block: nn.Module, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, /) -> Tensor:
         """Return (..., L, D) for normalised and rotated q, k and plain v, each (..., H, L, K)."""
         ...
 

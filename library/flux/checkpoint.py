@@ -51,7 +51,7 @@ class Checkpoint:
         """Return `sizes` (read off the tensors) after comparing them with what the configuration states."""
         for name, size in sizes.items():
             stated = self.config.get(name, size)
-            if stated != size:
+            if (tuple(stated) if isinstance(stated, list) else stated) != size:
                 raise self.fail(f"its configuration says {name} = {stated}, its tensors {size}; mend the JSON")
         return dict(sizes)
 
@@ -76,8 +76,21 @@ class Merged:
 Source = str | Merged
 
 
-def open_checkpoint(path: str | Path, *, flag: str, model_types: Collection[str]) -> Checkpoint:
-    """Read names and shapes only; tensors are read one by one later."""
+def open_checkpoint(
+    path: str | Path,
+    *,
+    flag: str,
+    model_types: Collection[str],
+    translate: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+) -> Checkpoint:
+    """Read names and shapes only; tensors are read one by one later.
+
+    Args:
+        path: one file, or a folder with shards.
+        flag: that names it on the command line.
+        model_types: whose JSON files concern this model; files that name another are passed over.
+        translate: turns one JSON file's settings into ours.
+    """
     path = Path(path)
     files = safetensors_files(path, flag=flag)
     owner: dict[str, Path] = {}
@@ -90,13 +103,13 @@ def open_checkpoint(path: str | Path, *, flag: str, model_types: Collection[str]
                 for name in opened.keys():  # noqa: SIM118 - a safe_open is no mapping
                     owner[name] = file
                     shapes[name] = tuple(opened.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{flag} {file}: not a readable safetensors file ({error})") from error
     config = dict(header.get("config", header))
     folder = path if path.is_dir() else path.parent
-    config |= _read_config(folder / "config.json", flag=flag, model_types=model_types)
+    config |= translate(_read_config(folder / "config.json", flag=flag, model_types=model_types))
     if path.is_file():
-        config |= _read_config(path.with_suffix(".json"), flag=flag, model_types=model_types)
+        config |= translate(_read_config(path.with_suffix(".json"), flag=flag, model_types=model_types))
     return Checkpoint(flag=flag, path=path, files=owner, shapes=shapes, config=config, header=header)
 
 

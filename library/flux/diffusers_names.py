@@ -23,6 +23,12 @@ _CONFIG_NAMES = {
     "axes_dims_rope": "axes_dim",
     "guidance_embeds": "guidance_embed",
 }
+_AUTOENCODER_CONFIG_NAMES = {
+    "scaling_factor": "scale_factor",
+    "shift_factor": "shift_factor",
+    "norm_num_groups": "num_groups",
+    "latent_channels": "z_channels",
+}
 
 _OUTER = {
     "x_embedder": "img_in",
@@ -51,29 +57,38 @@ _DOUBLE_SCALES = {
     "attn.norm_added_q": "txt_attn.norm.query_norm",
     "attn.norm_added_k": "txt_attn.norm.key_norm",
 }
-_DOUBLE_FUSED = {
+_DOUBLE_FUSED: dict[str, tuple[str, ...]] = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
 }
 _SINGLE = {"norm.linear": "modulation.lin", "proj_out": "linear2"}
 _SINGLE_SCALES = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
-_SINGLE_FUSED = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
+_SINGLE_FUSED: dict[str, tuple[str, ...]] = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
 
 
 def flux_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the sizes of a diffusers `config.json` to ours."""
+    """Translate the sizes of a diffusers `config.json` to ours; settings that are ours already stay."""
+    if "_class_name" not in config:
+        return dict(config)
     sizes = {ours: config[theirs] for theirs, ours in _CONFIG_NAMES.items() if theirs in config}
     if "num_attention_heads" in config and "attention_head_dim" in config:
         sizes["hidden_size"] = config["num_attention_heads"] * config["attention_head_dim"]
     return sizes
 
 
+def autoencoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate what shapes can't tell of a diffusers `config.json` to ours; settings that are ours already stay."""
+    if "_class_name" not in config:
+        return dict(config)
+    return {ours: config[theirs] for theirs, ours in _AUTOENCODER_CONFIG_NAMES.items() if theirs in config}
+
+
 def flux_sources(checkpoint: Checkpoint) -> dict[str, Source]:
     """What each of the transformer's tensors is made of; unknown names are kept, so that a strict load refuses them."""
     sources = _layer_sources(_OUTER)
     for kind in _KINDS:
-        parts = (f"norm_out.linear.{kind}",)
-        sources[f"final_layer.adaLN_modulation.1.{kind}"] = Merged(parts=parts, merge=_swap_halves)
+        swapped = Merged(parts=(f"norm_out.linear.{kind}",), merge=_swap_halves)
+        sources[f"final_layer.adaLN_modulation.1.{kind}"] = swapped
     tables = (
         ("double_blocks", "transformer_blocks", _DOUBLE, _DOUBLE_SCALES, _DOUBLE_FUSED),
         ("single_blocks", "single_transformer_blocks", _SINGLE, _SINGLE_SCALES, _SINGLE_FUSED),

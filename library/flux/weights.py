@@ -14,7 +14,7 @@ import torch
 
 from library.flux.autoencoder import Autoencoder
 from library.flux.checkpoint import Checkpoint, Source, fill, open_checkpoint
-from library.flux.diffusers_names import autoencoder_sources, flux_config, flux_sources
+from library.flux.diffusers_names import autoencoder_config, autoencoder_sources, flux_config, flux_sources
 from library.flux.model import Flux
 from library.flux.variants import VARIANTS, AutoencoderConfig, FluxConfig, Variant
 
@@ -43,7 +43,9 @@ def load_flux(path: str | Path, *, dtype: torch.dtype = torch.float32, device: t
 def open_flux(path: str | Path) -> tuple[Checkpoint, Mapping[str, Source]]:
     """Find a transformer's tensors, whatever its format: the checkpoint, and what each of our tensors is made of."""
     path = _inner_folder(Path(path), "transformer")
-    checkpoint = open_checkpoint(path, flag=FLUX_FLAG, model_types=("flux", "FluxTransformer2DModel"))
+    checkpoint = open_checkpoint(
+        path, flag=FLUX_FLAG, model_types=("flux", "FluxTransformer2DModel"), translate=flux_config
+    )
     if "x_embedder.weight" in checkpoint.shapes:
         return checkpoint, flux_sources(checkpoint)
     return checkpoint, {name.removeprefix(_PREFIX): name for name in checkpoint.shapes}
@@ -74,21 +76,21 @@ def read_flux_config(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> F
         "qkv_bias": "double_blocks.0.img_attn.qkv.bias" in sources,
         "guidance_embed": "guidance_in.in_layer.weight" in sources,
     }
-    config = flux_config(checkpoint.config) if "_class_name" in checkpoint.config else checkpoint.config
-    for name, size in sizes.items():
-        if config.get(name, size) != size:
-            raise checkpoint.fail(f"its configuration says {name} = {config[name]}, its tensors {size}; mend the JSON")
-    return FluxConfig(**sizes, **_rotary(checkpoint, config, head_width=head_width))
+    try:
+        return FluxConfig(**checkpoint.checked(sizes), **_rotary(checkpoint, head_width=head_width))
+    except ValueError as error:
+        raise checkpoint.fail(f"{error}; mend the JSON") from error
 
 
-def _rotary(checkpoint: Checkpoint, config: Mapping[str, Any], *, head_width: int) -> dict[str, Any]:
+def _rotary(checkpoint: Checkpoint, *, head_width: int) -> dict[str, Any]:
     """Rotary widths and base: from the configuration, else of the first known variant with such heads."""
     known = next((row.flux for row in VARIANTS.values() if row.flux.head_width == head_width), None)
-    axes_dim = config.get("axes_dim", known.axes_dim if known else None)
+    axes_dim = checkpoint.config.get("axes_dim", known.axes_dim if known else None)
     if axes_dim is None or sum(axes_dim) != head_width:
         beside = checkpoint.path.with_suffix(".json").name
         raise checkpoint.fail(f"heads of width {head_width} need axes_dim of that sum; say them in {beside}")
-    return {"axes_dim": tuple(axes_dim), "theta": config.get("theta", known.theta if known else FluxConfig().theta)}
+    theta = checkpoint.config.get("theta", (known or FluxConfig()).theta)
+    return {"axes_dim": tuple(axes_dim), "theta": theta}
 
 
 def variant_of(config: FluxConfig, *, path: str | Path = "") -> Variant:
@@ -114,7 +116,9 @@ def load_autoencoder(
         UserError: naming the flag, the file and the first names, if a tensor is missing, unknown or of a wrong size.
     """
     path = _inner_folder(Path(path), "vae")
-    checkpoint = open_checkpoint(path, flag=AUTOENCODER_FLAG, model_types=("flux-ae", "AutoencoderKL"))
+    checkpoint = open_checkpoint(
+        path, flag=AUTOENCODER_FLAG, model_types=("flux-ae", "AutoencoderKL"), translate=autoencoder_config
+    )
     if "decoder.mid_block.attentions.0.to_q.weight" in checkpoint.shapes:
         sources = autoencoder_sources(checkpoint)
     else:
@@ -142,23 +146,13 @@ def read_autoencoder_config(checkpoint: Checkpoint, sources: Mapping[str, Source
         "num_res_blocks": blocks,
         "z_channels": shape("decoder.conv_in.weight")[1],
     }
-    told = dict(checkpoint.config)
-    if "_class_name" in told:
-        told = {
-            "scale_factor": told["scaling_factor"],
-            "shift_factor": told["shift_factor"],
-            "num_groups": told["norm_num_groups"],
-        }
-    for name, size in sizes.items():
-        stated = told.get(name, size)
-        if (tuple(stated) if isinstance(stated, list) else stated) != size:
-            raise checkpoint.fail(f"its configuration says {name} = {stated}, its tensors {size}; mend the JSON")
+    told = checkpoint.config
     rest = {name: told[name] for name in ("scale_factor", "shift_factor", "num_groups", "resolution") if name in told}
     groups = rest.get("num_groups", AutoencoderConfig().num_groups)
     if any(width % groups for width in (ch, *widths)):
         beside = checkpoint.path.with_suffix(".json").name
         raise checkpoint.fail(f"{groups} groups don't divide its widths; say num_groups in {beside}")
-    return AutoencoderConfig(**sizes, **rest)
+    return AutoencoderConfig(**checkpoint.checked(sizes), **rest)
 
 
 def _blocks(names: Mapping[str, Any], prefix: str) -> int:

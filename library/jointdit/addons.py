@@ -172,7 +172,7 @@ def save_addons(
         extra: further facts for the header, such as the recipe's switches; nothing of time, place or names.
     """
     path = Path(path)
-    facts = asdict(settings) | {"ranks": asdict(model.ranks), "licence": LICENCE_NOTE, **(extra or {})}
+    facts = asdict(settings) | {"ranks": asdict(model.ranks), "licence": LICENCE_NOTE} | dict(extra or {})
     tensors = {name: parameter.detach().to(dtype) for name, parameter in trainable_parameters(model)}
     save_tensors(path, tensors, metadata=facts)
     write_json(path.with_suffix(".json"), {name: getattr(settings, name) for name in SIDECAR_FIELDS})
@@ -193,6 +193,8 @@ def read_settings(path: str | Path) -> AddonSettings:
             sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{FLAG} {sidecar_path}: not readable as JSON ({error})") from error
+        if not isinstance(sidecar, dict):
+            raise UserError(f"{FLAG} {sidecar_path}: holds a {type(sidecar).__name__}, not named settings")
     elif not header:
         logger.warning(
             "%s %s: no %s beside it; taking the released settings (no text ids, no mask, disparity as it is)",
@@ -201,7 +203,7 @@ def read_settings(path: str | Path) -> AddonSettings:
     for name in SIDECAR_FIELDS:
         if name in header and name in sidecar and header[name] != sidecar[name]:
             raise UserError(f"{FLAG} {sidecar_path}: {name} is {sidecar[name]}, the file's header says {header[name]}")
-    told = {name: value for name, value in (sidecar | header).items() if name in AddonSettings.__dataclass_fields__}
+    told = {name: value for name, value in {**sidecar, **header}.items() if name in AddonSettings.__dataclass_fields__}
     try:
         return replace(AddonSettings(), **told)
     except ValueError as error:
