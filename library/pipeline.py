@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from library.errors import UserError
 from library.flux.attention import KERNELS
 from library.flux.autoencoder import Autoencoder
 from library.flux.latents import PATCH, PIXELS_PER_TOKEN, image_ids, pack, unpack
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 EMPTY_PROMPT = " "
 GUIDANCE_SCALE = 3.5
+MAX_TOKENS = 65536  # of one modality, 4096 x 4096 pixels: more is a slip of the flags, or no memory will do
 
 Size = tuple[int, int]
 
@@ -108,6 +110,7 @@ class Pipeline:
         given = None if given_name is None else values[given_name]
         steps = steps or self.variant.steps
         size, work = self._sizes(given, size=size, processing_resolution=processing_resolution)
+        _require_possible(work)
 
         text = self.encode_prompt(prompt or EMPTY_PROMPT)
         condition = None
@@ -248,6 +251,15 @@ class Pipeline:
             dtype = torch.float32 if self.dtype == torch.float16 else self.dtype  # its activations overflow fp16
             self._autoencoder = load_autoencoder(self.paths.ae, dtype=dtype, device=self.device)
         return self._autoencoder
+
+
+def _require_possible(work: Size) -> None:
+    rows, columns = _tokens(work)
+    if rows * columns > MAX_TOKENS:
+        raise UserError(
+            f"--processing_resolution, --output_resolution: the model would work at {work[1]} x {work[0]} pixels; "
+            "ask for at most 4096 x 4096 or as many pixels in another shape"
+        )
 
 
 def _tokens(size: Size) -> Size:

@@ -167,6 +167,11 @@ MISTAKES = {
     "unknown task": (lambda d: ["--gen_type", "video"], "--gen_type video: must be one of joint_generation, depth"),
     "unknown flag": (lambda d: [*JOINT, "--promt", "x"], "--promt: no such flag"),
     "size flag": (lambda d: [*JOINT, "--output_resolution", 0, 9], "--output_resolution 0: must be at least 1"),
+    "too large": (
+        lambda d: [*JOINT, "--output_resolution", 9999, 9999],
+        "--processing_resolution, --output_resolution: ",
+    ),
+    "no xformers for CPUs": (lambda d: [*JOINT, "--xformers", "--device", "cpu"], "--xformers: "),
     "seed twice": (lambda d: [*JOINT, "--seed", 4, 4], "--seed 4 4: 4 is there twice"),
     "seed too big": (lambda d: [*JOINT, "--seed", 2**63], f"--seed {2**63}: must be below 2^63"),
     "nothing to hold": (lambda d: [*JOINT, "--condition_noise", 0.5], "--condition_noise 0.5: --gen_type joint_gen"),
