@@ -73,7 +73,7 @@ class RuntimeArgs(Flags):
                        choices=("auto", "cuda", "mps", "cpu"))  # fmt: skip
     num_threads: int = flag(0, help="CPU threads; 0 shares the cores among the local processes", minimum=0)
     mixed_precision: str = flag("no", help="precision of the computation on a GPU", choices=("no", "fp16", "bf16"))
-    full_bf16: bool = flag(False, help="hold the weights and compute in bf16, on the CPU too")
+    full_bf16: bool = flag(False, help="hold the weights and compute in bf16; on a CPU only together with --device cpu")
     blocks_to_swap: int = flag(
         0, help="transformer blocks kept in CPU memory and streamed to the GPU, to save its memory", minimum=0
     )

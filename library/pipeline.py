@@ -216,7 +216,7 @@ class Pipeline:
     @torch.inference_mode(mode=False)
     def _loaded_text_encoders(self) -> TextEncoders:
         if self._text_encoders is None:
-            self._text_encoders = load_text_encoders(
+            encoders = load_text_encoders(
                 self.paths.clip_l,
                 self.paths.t5xxl,
                 clip_tokenizer=self.paths.clip_tokenizer,
@@ -225,6 +225,10 @@ class Pipeline:
                 dtype=torch.bfloat16 if self.dtype == torch.float16 else self.dtype,  # T5's activations overflow fp16
                 device=self.device if self._model is None else "cpu",
             )
+            # The published T5 file doesn't say that schnell reads fewer tokens of it; a file of our own says its length.
+            if self.paths.t5xxl_max_token_length is None and self.variant.flux == self.config:
+                encoders.t5_length = min(encoders.t5_length, self.variant.t5_length)
+            self._text_encoders = encoders
         return self._text_encoders
 
     @torch.inference_mode(mode=False)

@@ -1,10 +1,11 @@
 """The pipeline on a random tiny model: tasks, sizes, seeds, and what is loaded when."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import tiny_model
+from tiny_model import FLUX, T5_LENGTH, tiny_model
 
 from library.errors import UserError
 from library.flux.variants import VARIANTS
@@ -105,6 +106,17 @@ def test_variant_and_parts_are_loaded_when_needed() -> None:
     pipeline.encode_prompt("a ball")
     assert pipeline._text_encoders is not None and pipeline._model is None
     assert pipeline.encode_prompt("a ball") is pipeline.encode_prompt("a ball")
+
+
+def test_tokens_of_the_variant_of_the_file_and_of_the_flag() -> None:
+    def length(**changed: object) -> int:
+        pipeline = Pipeline(WeightPaths(**tiny_model(), **changed))
+        pipeline.variant = replace(VARIANTS["schnell"], flux=FLUX, t5_length=7)
+        return pipeline.encode_prompt("a ball").tokens_BLD.shape[1]
+
+    assert length() == 7
+    assert length(t5xxl_max_token_length=9) == 9
+    assert Pipeline(WeightPaths(**tiny_model())).encode_prompt("a ball").tokens_BLD.shape[1] == T5_LENGTH
 
 
 def test_lower_precision_stays_inside_the_model() -> None:
