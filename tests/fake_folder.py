@@ -1,14 +1,20 @@
 """Small prepared folders for tests: pictures with depth maps and prompts, or a cache of random latents."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dataset.cache import FORMAT, CachedPair, write_pair
+from dataset.cache import FORMAT, CachedPair, fingerprint, write_pair
 from dataset.layout import Layout
-from library.files import write_json
+from dataset.prompt_features import write_prompt_features
+from library.batches import PromptFeatures
+from library.files import save_tensors, write_json
+from library.flux.autoencoder import Autoencoder
+from library.flux.model import Flux
 from library.flux.text import TextFeatures
+from library.flux.variants import AutoencoderConfig, FluxConfig
 from library.images import write_rgb
 
 NAMES = tuple(f"{index:08d}" for index in range(8))
@@ -37,9 +43,16 @@ def random_text(batch: int, *, length: int, width: int, pooled: int, seed: int) 
 
 
 def write_cache(
-    folder: Path, *, names: tuple[str, ...] = NAMES, side: int = 4, length: int = 5, width: int = 48, pooled: int = 32
+    folder: Path,
+    *,
+    names: tuple[str, ...] = NAMES,
+    side: int = 4,
+    length: int = 5,
+    width: int = 48,
+    pooled: int = 32,
+    autoencoder: Path | None = None,
 ) -> Layout:
-    """Write a cache of random latents (16, side, side) and text features."""
+    """Write a cache of random latents (16, side, side) and text features, as if made with `autoencoder`."""
     layout = Layout(folder)
     layout.cache.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
@@ -51,5 +64,43 @@ def write_cache(
         )
         write_pair(layout.cached(name), pair, dtype=torch.float32)
     made_by = {"format": FORMAT, "depth_transform": "none", "clip_l": "c", "t5xxl": "t", "t5_length": length}
-    write_json(layout.cache_meta, {**made_by, "text_mask": False, "ae": "a"})
+    write_json(
+        layout.cache_meta, {**made_by, "text_mask": False, "ae": fingerprint(autoencoder) if autoencoder else "a"}
+    )
     return layout
+
+
+def write_prompts(folder: Path, *, length: int = 5, width: int = 48, pooled: int = 32) -> None:
+    """Write random features of the empty and of two evaluation prompts, as if made by the encoders of `write_cache`."""
+    sizes = {"length": length, "width": width, "pooled": pooled}
+    features = PromptFeatures(
+        empty=random_text(1, seed=100, **sizes),
+        prompts=("one", "two"),
+        evaluation=random_text(2, seed=101, **sizes),
+    )
+    made_by = {"clip_l": "c", "t5xxl": "t", "t5_length": length, "text_mask": False}
+    write_prompt_features(folder, features, made_by=made_by, dtype=torch.float32)
+
+
+def write_base(path: Path) -> None:
+    """Write a tiny random backbone that fits `write_cache`."""
+    config = FluxConfig(
+        vec_in_dim=32,
+        context_in_dim=48,
+        hidden_size=32,
+        num_heads=2,
+        depth=1,
+        depth_single_blocks=2,
+        axes_dim=(4, 6, 6),
+    )
+    torch.manual_seed(0)
+    save_tensors(path, Flux(config).state_dict())
+    write_json(path.with_suffix(".json"), asdict(config))
+
+
+def write_autoencoder(path: Path) -> None:
+    """Write a tiny random autoencoder with the latents of `write_cache`."""
+    config = AutoencoderConfig(resolution=32, ch=8, num_res_blocks=1, num_groups=1)
+    torch.manual_seed(0)
+    save_tensors(path, Autoencoder(config).state_dict())
+    write_json(path.with_suffix(".json"), asdict(config))
