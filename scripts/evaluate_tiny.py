@@ -51,7 +51,7 @@ class EvaluateArgs(Flags):
     )
     measures: tuple[str, ...] = flag(tuple(GROUPS), help="groups of measures to make", choices=tuple(GROUPS))
     batch: int = flag(32, help="samples at a time", minimum=1)
-    steps: int = flag(20, help="steps of joint generation and depth to image", minimum=1)
+    steps: int = flag(12, help="steps of joint generation and depth to image", minimum=1)
     depth_steps: int = flag(8, help="steps of depth estimation", minimum=1)
     training_scenes: int = flag(
         0,

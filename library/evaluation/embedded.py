@@ -88,7 +88,7 @@ class Setting:
     colors: ColorFinder
     pca: PatchPCA
     progress: Progress
-    steps: int = 20
+    steps: int = 12
     depth_steps: int = 8
 
 
