@@ -225,7 +225,7 @@ class Pipeline:
                 dtype=torch.bfloat16 if self.dtype == torch.float16 else self.dtype,  # T5's activations overflow fp16
                 device=self.device if self._model is None else "cpu",
             )
-            # The published T5 file doesn't say that schnell reads fewer of its tokens; a file of our own says its length.
+            # The published T5 file doesn't say that schnell reads fewer tokens; a file of our own says its length.
             if self.paths.t5xxl_max_token_length is None and self.variant.flux == self.config:
                 encoders.t5_length = min(encoders.t5_length, self.variant.t5_length)
             self._text_encoders = encoders
