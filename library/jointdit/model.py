@@ -75,12 +75,14 @@ class JointDiT(Flux):
             Velocities, the shape of `x_MBLD`.
 
         Raises:
-            ValueError: not two modalities, or no guidance where the backbone needs it.
+            ValueError: not two modalities, not a level for each, or no guidance where the backbone needs it.
         """
         if x_MBLD.dim() != 4 or len(x_MBLD) != len(MODALITIES):
             raise ValueError(
                 f"x must be (modalities = {len(MODALITIES)}, batch, tokens, width), not {tuple(x_MBLD.shape)}"
             )
+        if t_MB.shape != x_MBLD.shape[:2]:
+            raise ValueError(f"t_MB must be {tuple(x_MBLD.shape[:2])}, a level for each, not {tuple(t_MB.shape)}")
         mask_MBL = key_mask(text.expand(x_MBLD.shape[:2]), image_tokens=x_MBLD.shape[2])
         attention = JointAttention(weight_MB=WEIGHTINGS[self.weighting](t_MB), mask_MBL=mask_MBL, kernel=self.kernel)
         return super().forward(
