@@ -11,9 +11,16 @@ inputs=assets/demo
 output=outputs/demo
 rm -rf "$output"
 
-# run ARGUMENT...: one command of the demo, shown as it is run
+# run ARGUMENT...: one command of the demo, shown as one would type it
 run() {
-    printf '$ python inference.py %s\n' "$(printf '%q ' "$@")"
+    local word line='$ python inference.py'
+    for word in "$@"; do
+        case $word in
+            *[[:space:]]*) line+=" \"$word\"" ;;
+            *) line+=" $word" ;;
+        esac
+    done
+    printf '%s\n' "$line"
     python inference.py "$@" --output_dir "$output"
 }
 
