@@ -29,7 +29,7 @@ T5_TOKENIZER = "google/t5-v1_1-xxl"
 _EOS_BY_HIGHEST_ID = 2  # a CLIP configuration with eos = 2 means "pool at the highest id" (transformers #24773)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class TextFeatures:
     """What the backbone reads of a prompt. Every field may carry leading axes before B (a modality axis, say).
 
