@@ -76,9 +76,10 @@ class BatchedModel:
         self, task: str, prompts: Sequence[str], *, given: Tensor | None, steps: int, purpose: str
     ) -> dict[str, Tensor]:
         """Return what a task makes: the modalities that aren't given."""
-        made: dict[str, list[Tensor]] = {name: [] for name in MODALITIES if name != TASKS[task].given}
+        held = TASKS[task].given
+        made: dict[str, list[Tensor]] = {name: [] for name in MODALITIES if name != held}
         for part in self._parts(len(prompts)):
-            latents = None if given is None else self._encode(TASKS[task].given, given[part])
+            latents = None if given is None or held is None else self._encode(held, given[part])
             z_MBChw = self._denoise(
                 task, prompts[part], given_BChw=latents, steps=steps, start=part.start, purpose=purpose
             )
@@ -103,8 +104,9 @@ class BatchedModel:
         generators = (generator_for(self.seed, purpose, start + number) for number in range(len(prompts)))
         noise_MBChw = torch.stack([torch.randn(shape, generator=generator) for generator in generators], dim=1)
         condition = None
-        if given_BChw is not None:
-            condition = Condition(modality=MODALITIES[TASKS[task].given].index, x_BLD=pack(given_BChw))
+        held = TASKS[task].given
+        if given_BChw is not None and held is not None:
+            condition = Condition(modality=MODALITIES[held].index, x_BLD=pack(given_BChw))
         text = self.text.encode(
             prompts, with_mask=self.settings.is_attnmask_training, with_ids=self.settings.is_txt_ids_training
         )
