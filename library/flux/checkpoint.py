@@ -76,6 +76,11 @@ class Merged:
 Source = str | Merged
 
 
+def parts_of(source: Source) -> Sequence[str]:
+    """Names in the file of what a tensor of ours is made of."""
+    return (source,) if isinstance(source, str) else source.parts
+
+
 def open_checkpoint(
     path: str | Path,
     *,
@@ -187,6 +192,7 @@ def assign(
     """Give a module on the meta device its tensors; see `fill`."""
     wanted = model.state_dict()
     missing = set() if partly else wanted.keys() - sources.keys()
+    missing |= {part for source in sources.values() for part in parts_of(source)} - checkpoint.files.keys()
     for what, wrong in (("lacks", missing), ("has the unknown", sources.keys() - wanted.keys())):
         if wrong:
             raise checkpoint.fail(f"{what} {', '.join(sorted(wrong)[:3])} ({len(wrong)} tensors)")

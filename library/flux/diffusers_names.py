@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from library.flux.checkpoint import Checkpoint, Merged, Source
+from library.flux.checkpoint import Checkpoint, Merged, Source, parts_of
 
 _KINDS = ("weight", "bias")
 _CONFIG_NAMES = {
@@ -102,17 +102,13 @@ def flux_sources(checkpoint: Checkpoint) -> dict[str, Source]:
                 for kind in _KINDS:
                     names = tuple(f"{theirs}{part}.{kind}" for part in parts)
                     sources[f"{ours}{name}.{kind}"] = Merged(parts=names, merge=torch.cat)
-    sources = {name: source for name, source in sources.items() if _parts(source) & checkpoint.shapes.keys()}
-    used = set().union(*(_parts(source) for source in sources.values()))
+    sources = {name: source for name, source in sources.items() if checkpoint.shapes.keys() & parts_of(source)}
+    used = {part for source in sources.values() for part in parts_of(source)}
     return sources | {name: name for name in checkpoint.shapes if name not in used}
 
 
 def _layer_sources(table: Mapping[str, str], ours: str = "", theirs: str = "") -> dict[str, Source]:
     return {f"{ours}{new}.{kind}": f"{theirs}{old}.{kind}" for old, new in table.items() for kind in _KINDS}
-
-
-def _parts(source: Source) -> set[str]:
-    return {source} if isinstance(source, str) else set(source.parts)
 
 
 def _swap_halves(parts: list[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from library.flux.autoencoder import Autoencoder
-from library.flux.checkpoint import Checkpoint, Source, fill, open_checkpoint
+from library.flux.checkpoint import Checkpoint, Source, fill, open_checkpoint, parts_of
 from library.flux.diffusers_names import autoencoder_config, autoencoder_sources, flux_config, flux_sources
 from library.flux.model import Flux
 from library.flux.variants import VARIANTS, AutoencoderConfig, FluxConfig, Variant
@@ -60,7 +60,7 @@ def read_flux_config(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> F
 
     def shape(name: str) -> Sequence[int]:
         source = sources.get(name, name)
-        return checkpoint.shape(source if isinstance(source, str) else source.parts[0])
+        return checkpoint.shape(parts_of(source)[0])
 
     hidden, channels = shape("img_in.weight")
     head_width = shape("double_blocks.0.img_attn.norm.query_norm.scale")[0]
@@ -98,7 +98,7 @@ def variant_of(config: FluxConfig, *, path: str | Path = "") -> Variant:
     rows = [row for row in VARIANTS.values() if row.flux == config]
     named = [row for row in rows if row.name.removesuffix("-dev") in Path(path).name.lower()]
     if rows:
-        return (named or rows)[0]
+        return max(named, key=lambda row: len(row.name), default=rows[0])
     return VARIANTS["dev"] if config.guidance_embed else VARIANTS["tiny"]
 
 
@@ -132,7 +132,7 @@ def read_autoencoder_config(checkpoint: Checkpoint, sources: Mapping[str, Source
 
     def shape(name: str) -> Sequence[int]:
         source = sources.get(name, name)
-        return checkpoint.shape(source if isinstance(source, str) else source.parts[0])
+        return checkpoint.shape(parts_of(source)[0])
 
     ch, in_channels = shape("encoder.conv_in.weight")[:2]
     levels = _blocks(sources, "encoder.down")
