@@ -52,6 +52,9 @@ class AddonSettings:
     base: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("is_txt_ids_training", "is_attnmask_training"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} {getattr(self, name)!r} is neither true nor false")
         if self.depth_transform not in DEPTH_TRANSFORMS:
             raise ValueError(f"depth_transform {self.depth_transform!r} is none of {', '.join(DEPTH_TRANSFORMS)}")
         if self.weighting not in WEIGHTINGS:
