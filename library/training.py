@@ -184,6 +184,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, or until asked to stop."""
         self.resume()
+        self.describe()
         args = self.args
         workers = worker_count(args.max_data_loader_n_workers)
         micro_batches = MicroBatches(order=self.order, start=self.step, stop=self.total)
@@ -208,6 +209,19 @@ class Trainer:
             finally:
                 journal.close()
         self.finish(stop)
+
+    def describe(self) -> None:
+        """Say what is trained on what, for how long, and where results go."""
+        trained = sum(parameter.numel() for parameter in self.trained.values())
+        everything = sum(parameter.numel() for parameter in self.bare_model.parameters())
+        order = self.order
+        log.info(
+            "Training %s of %s parameters on %d pairs: %d steps of %d (%d a batch, accumulation %d, processes %d), "
+            "%.2f epochs, precision %s, on %s; results in %s",
+            f"{trained:,}", f"{everything:,}", order.count, self.total, order.global_batch, order.batch_size,
+            order.accumulation, order.processes, self.total * order.global_batch / order.count,
+            self.accelerator.mixed_precision, self.accelerator.device, self.args.experiment,
+        )  # fmt: skip
 
     def watch(self, journal: TrainingLog, *, first: bool = False) -> None:
         """Let the watches that are due look at the model (its running average, if there is one)."""

@@ -95,6 +95,9 @@ def _place(model: JointDiT, args: TrainingArgs, accelerator: Accelerator) -> Non
         device=device,
         swap=clamp_swap(args.blocks_to_swap, available=len(blocks), device=device),
     )
+    if args.compile:
+        for block in blocks:
+            block.compile(dynamic=False)  # in place: names and the list of blocks stay as they are
     if args.gradient_checkpointing:
         checkpoint_blocks(blocks)
 

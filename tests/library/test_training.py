@@ -74,8 +74,10 @@ def addons(experiment: Path) -> bytes:
     return (experiment / "jointdit_addons.safetensors").read_bytes()
 
 
-THOROUGH = ("--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--text_dropout", "0.5", "--ema_decay", "0.9",
-            "--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", "4", "--save_state")  # fmt: skip
+THOROUGH = (
+    *("--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--text_dropout", "0.5", "--ema_decay", "0.9"),
+    *("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", "4", "--save_state"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -185,16 +187,16 @@ def test_going_on_from_given_addons(folder, uninterrupted):
         run(folder, "fine_tuned", *more, "--weighting", "paper")
 
 
-RELEASED_FLAGS = [
-    *"--is_latent_training --output_resolution 1024 1024 --depth_transform none --save_model_as safetensors --sdpa".split(),
-    *"--persistent_data_loader_workers --max_data_loader_n_workers 16 --seed 42 --gradient_checkpointing".split(),
-    *"--mixed_precision bf16 --save_precision bf16 --output_name joint --learning_rate 1e-5 --max_train_epochs 8".split(),
-    *"--sdpa --highvram --save_every_n_epochs 1 --optimizer_type adafactor --optimizer_args".split(),
-    *"relative_step=False scale_parameter=False warmup_init=False --lr_scheduler constant_with_warmup".split(),
-    *"--max_grad_norm 0.0 --timestep_sampling shift --discrete_flow_shift 3.1582 --model_prediction_type raw".split(),
-    *"--guidance_scale 1.0 --fused_backward_pass --blocks_to_swap 8 --full_bf16 --sample_every_n_steps 5000".split(),
-    *"--save_every_n_steps 25000 --train_batch_size 4 --sample_at_first --exp_name test_training".split(),
-]
+RELEASED_FLAGS = """
+    --is_latent_training --output_resolution 1024 1024 --depth_transform none --save_model_as safetensors --sdpa
+    --persistent_data_loader_workers --max_data_loader_n_workers 16 --seed 42 --gradient_checkpointing
+    --mixed_precision bf16 --save_precision bf16 --output_name joint --learning_rate 1e-5 --max_train_epochs 8
+    --sdpa --highvram --save_every_n_epochs 1 --optimizer_type adafactor
+    --optimizer_args relative_step=False scale_parameter=False warmup_init=False --lr_scheduler constant_with_warmup
+    --max_grad_norm 0.0 --timestep_sampling shift --discrete_flow_shift 3.1582 --model_prediction_type raw
+    --guidance_scale 1.0 --fused_backward_pass --blocks_to_swap 8 --full_bf16 --sample_every_n_steps 5000
+    --save_every_n_steps 25000 --train_batch_size 4 --sample_at_first --exp_name test_training
+""".split()
 
 
 def test_released_flags_parse_and_those_without_effect_are_named(caplog):
