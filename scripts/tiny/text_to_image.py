@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from fast_flux import FastFlux
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
@@ -31,6 +32,7 @@ class TextToImage(nn.Module):
         super().__init__()
         self.clip, self.t5, self.flux = clip, t5, flux
         self.flux.kernel = KERNELS["matmul"]  # faster than the fused one for bfloat16 and so few tokens on a CPU
+        self.fast = FastFlux.make(flux)
 
     def encode(self, clip_ids_BL: Tensor, t5_ids_BL: Tensor) -> TextFeatures:
         """Run both text encoders; padding attends, as it will when the model is used."""
@@ -43,7 +45,9 @@ class TextToImage(nn.Module):
         """Predict noise - x_0 for square pictures."""
         side = round(x_BLD.shape[-2] ** 0.5)
         ids = image_ids(side, side, device=x_BLD.device)
-        return self.flux(x_BLD.to(self.flux.img_in.weight.dtype), t_B=t_B, text=text, image_ids=ids)
+        dtype = self.flux.img_in.weight.dtype
+        run = self.fast if self.fast is not None and dtype == torch.bfloat16 else self.flux
+        return run(x_BLD.to(dtype), t_B=t_B, text=text, image_ids=ids)
 
 
 def new_model(

@@ -19,6 +19,7 @@ from math import cos, pi
 from pathlib import Path
 
 import torch
+from fast_flux import keep_freed_memory
 from master_weights import MasterWeights
 from safetensors import safe_open
 from text_data import Samples, load_samples
@@ -32,7 +33,7 @@ from library.files import save_tensors, write_json
 from library.flags import Flags, flag, parse
 from library.flux.latents import unpack
 from library.flux.schedule import timestep_schedule
-from library.flux.text import load_clip_tokenizer, load_t5_tokenizer
+from library.flux.text import TextFeatures, load_clip_tokenizer, load_t5_tokenizer
 from library.flux.weights import load_autoencoder
 from library.images import write_rgb
 from library.modality import MODALITIES
@@ -152,7 +153,7 @@ class Trainer:
         self.step, self.seconds = position["step"], position["seconds"]
 
 
-def flow_loss(model: TextToImage, x_BLD: Tensor, noise_BLD: Tensor, *, t_B: Tensor, text) -> Tensor:
+def flow_loss(model: TextToImage, x_BLD: Tensor, noise_BLD: Tensor, *, t_B: Tensor, text: TextFeatures) -> Tensor:
     """Squared error of the velocity noise - x_0, a mean for each sample (B,)."""
     t = t_B[:, None, None]
     velocity = model((1 - t) * x_BLD + t * noise_BLD, t_B=t_B, text=text)
@@ -250,6 +251,7 @@ def main() -> None:
     """Train, with progress lines, checkpoints and pictures."""
     args = parse(sys.argv[1:], BackboneArgs, description=__doc__)
     set_threads(args.num_threads)
+    keep_freed_memory()
     ae = args.ae or args.output / "ae.safetensors"
     for name in (CLIP_FOLDER, T5_FOLDER):
         if not (args.output / name).is_dir():
