@@ -1,5 +1,6 @@
 """Flags of the preprocessing steps 2 and 3."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -9,6 +10,8 @@ import torch
 from library.args import AutoencoderArgs, NoEffect, RuntimeArgs, TextEncoderArgs, flag
 from library.modality import DEPTH_TRANSFORMS
 from library.training_args import PRECISIONS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,11 @@ class EncodingArgs(RuntimeArgs, TextEncoderArgs, AutoencoderArgs):
         "pretrained_model_name_or_path": NoEffect(reason="no transformer runs in preprocessing"),
         "is_txt_ids_training": NoEffect(reason="position ids aren't cached; give it to train.py", values=0),
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.blocks_to_swap:
+            log.warning("--blocks_to_swap has no effect here: no transformer runs in preprocessing")
 
     @property
     def dtype(self) -> torch.dtype:

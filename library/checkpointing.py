@@ -16,7 +16,7 @@ def checkpoint_blocks(blocks: nn.ModuleList | list[nn.Module], *, every: int = 1
     (previews, validation) the blocks run as they are.
     """
     for block in list(blocks)[::every]:
-        block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+        block.forward = _recomputed(block.forward)
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

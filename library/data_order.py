@@ -61,7 +61,7 @@ class MicroBatches:
         return max(0, self.stop - self.start) * self.order.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        order, epoch, permutation = self.order, -1, None
+        order, epoch, permutation = self.order, -1, torch.empty(0)
         for step in range(self.start, self.stop):
             for part in range(order.accumulation):
                 chosen = []

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 class StopRequest:
@@ -25,15 +26,15 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Within the block the first SIGTERM or SIGINT only sets the request; a second one acts as usual."""
     request = StopRequest()
-    before = {}
+    before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = number
         signal.signal(number, before[number])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.getsignal(number)
-        signal.signal(number, note)
+    for caught in (signal.SIGTERM, signal.SIGINT):
+        before[caught] = signal.getsignal(caught)
+        signal.signal(caught, note)
     try:
         yield request
     finally:

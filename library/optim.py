@@ -4,7 +4,7 @@ import ast
 import importlib
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -51,7 +51,7 @@ def parse_arguments(arguments: Sequence[str], *, flag: str) -> dict[str, Any]:
     return parsed
 
 
-def find_optimizer(name: str) -> type[Optimizer]:
+def find_optimizer(name: str) -> Callable[..., Optimizer]:
     """Import the optimizer class called `name`: a short name of `OPTIMIZERS` (any case) or `module.Class`.
 
     Raises:

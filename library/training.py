@@ -146,7 +146,7 @@ class Trainer:
                 loss = self.micro_loss(batch, step=step, part=part)
                 self.accelerator.backward(loss / parts)
             total += loss.detach() / parts
-        numbers = {"loss": self.mean_over_processes(total), "lr": self.scheduler.get_last_lr()[0]}
+        numbers = {"loss": self.mean_over_processes(total), "lr": float(self.scheduler.get_last_lr()[0])}
         if not math.isfinite(numbers["loss"]):
             raise UserError(
                 f"--learning_rate {self.args.learning_rate}: the loss of step {step + 1} is {numbers['loss']} "

@@ -150,7 +150,7 @@ class OutputArgs(Flags):
 class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArgs, AutoencoderArgs, TransformerArgs):
     """All flags of `train.py`."""
 
-    mixed_precision: str | None = flag(
+    mixed_precision: str | None = flag(  # type: ignore[assignment]
         None, help="autocast of the computation (default: what accelerate launch says)", choices=("no", "fp16", "bf16")
     )
     full_bf16: bool = flag(

@@ -15,12 +15,15 @@ JOINT_BATCH=${JOINT_BATCH:-16}                  # pairs a step
 LORA_RANK=${LORA_RANK:-64}                      # adapters in the blocks
 INPUT_RANKS=${INPUT_RANKS:-"64 64"}             # adapters of vector_in
 TEXT_RANK=${TEXT_RANK:-64}                      # adapter of txt_in
+COMPILE=${COMPILE-$(command -v g++ || true)}       # not empty: compile the joint stage's blocks, a quarter faster
 ASSETS=${ASSETS:-assets/tiny}                   # where the finished files go
 EVALUATE=${EVALUATE:-256}                       # scenes of the final evaluation; 0 leaves it away
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-HELD_OUT_SEED=1000001
+HELD_OUT_SEED=7 # not the seed of the evaluation's scenes, which nothing but the evaluation may see
+# Tensors are freed and made anew at every step: without this the system hands out zeroed pages each time (5 % slower).
+export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=67108864
 MODEL=$WORK/model
 mkdir -p "$WORK" "$MODEL"
 
@@ -60,13 +63,16 @@ joint() {
         --lora_rank "$LORA_RANK" --vector_in_ranks $INPUT_RANKS --txt_in_rank "$TEXT_RANK" \
         --timestep_sampling shift --discrete_flow_shift 3.1582 --clean_flow_shift 0.25 \
         --save_every_n_steps 1000 --save_state --save_last_n 2 --resume latest \
-        --val_every_n_steps 1000 --sample_every_n_steps 2000
+        --val_every_n_steps 1000 --sample_every_n_steps 2000 ${COMPILE:+--compile}
 }
 
 publish() {
     mkdir -p "$ASSETS"
-    cp "$MODEL"/*.safetensors "$MODEL"/*.json "$WORK/joint/jointdit_addons.safetensors" \
-        "$WORK/joint/jointdit_addons.json" "$ASSETS/"
+    local name
+    for name in flux1-tiny ae clip_l t5xxl_fp16; do
+        cp "$MODEL/$name.safetensors" "$MODEL/$name.json" "$ASSETS/"
+    done
+    cp "$WORK/joint/jointdit_addons.safetensors" "$WORK/joint/jointdit_addons.json" "$ASSETS/"
     cp -r "$MODEL/tokenizer" "$MODEL/tokenizer_2" "$ASSETS/"
     touch "$WORK/.published"
 }
