@@ -36,7 +36,7 @@ CHARBONNIER = 1e-3
 CLIP = 1.0
 WARM_UP = 0.04
 EMA = 0.999
-STATE = "state.safetensors"
+STATE = Path("training", "autoencoder_state.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class AutoencoderTrainingArgs(Flags):
     """Flags of the autoencoder's training."""
 
     scenes: Path = flag(help="prepared scene folder (dataset/make_scenes.py); its first 64 scenes are held out")
-    output: Path = flag(help="folder for ae.safetensors, ae.json and the checkpoint")
+    output: Path = flag(help="folder for ae.safetensors and ae.json; the checkpoint lies in its training/")
     minutes: float | None = flag(None, help="train this long, or give --steps", minimum=0.01)
     steps: int | None = flag(None, help="train this many steps, the same each time", minimum=1)
     limit: int = flag(6000, help="scenes held in memory, 80 kB each", minimum=HELD_OUT + 1)
@@ -229,7 +229,7 @@ def main() -> None:
     trainer.save(args.output / STATE)
     released = finish(trainer.average, training, args.output)
     report("held-out scenes", measure(released, held_out))
-    save_sheet(args.output / "reconstructions.png", released, held_out[:6])
+    save_sheet(args.output / "training" / "reconstructions.png", released, held_out[:6])
 
 
 if __name__ == "__main__":
