@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 T5_TOKENIZER = "google/t5-v1_1-xxl"
+_TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "spiece.model"]
 _EOS_BY_HIGHEST_ID = 2  # a CLIP configuration with eos = 2 means "pool at the highest id" (transformers #24773)
 
 
@@ -218,15 +219,30 @@ def _folder_beside(weights: Path, name: str, files: Sequence[str]) -> Path | Non
 
 
 def _load_tokenizer(kind: Any, source: str | Path, *, flag: str) -> PreTrainedTokenizerBase:
-    local = Path(source).is_dir()
-    if not local and (isinstance(source, Path) or len(Path(source).parts) != 2):
-        raise UserError(f"{flag} {source}: no such folder")
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download_tokenizer(str(source), flag=flag)
     try:
-        return kind.from_pretrained(str(source), local_files_only=local)
-    except Exception as error:  # the hub client and the parsers raise many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        do = "its files can't be read" if local else "not on this computer and can't be downloaded; give a folder"
-        raise UserError(f"{flag} {source}: {do} ({reason})") from error
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the parsers raise many kinds
+        raise UserError(f"{flag} {source}: its files can't be read ({_first_line(error)})") from error
+
+
+def _download_tokenizer(name: str, *, flag: str) -> Path:
+    """Return the local folder of a hub repository's tokenizer files, downloaded where they aren't there yet."""
+    from huggingface_hub import snapshot_download
+
+    if name.startswith((".", "/")) or name.count("/") != 1:
+        raise UserError(f"{flag} {name}: no such folder")
+    try:
+        return Path(snapshot_download(name, allow_patterns=_TOKENIZER_FILES))
+    except Exception as error:  # network, permissions, names: the hub client raises many kinds
+        do = "not on this computer and can't be downloaded; give a folder that holds it"
+        raise UserError(f"{flag} {name}: {do} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _require_fit(tokenizer: PreTrainedTokenizerBase, config: Any, *, flag: str) -> None:
