@@ -33,6 +33,8 @@ class TextToImage(nn.Module):
         self.clip, self.t5, self.flux = clip, t5, flux
         self.flux.kernel = KERNELS["matmul"]  # faster than the fused one for bfloat16 and so few tokens on a CPU
         self.fast = FastFlux.make(flux)
+        for encoder in (clip, t5):
+            encoder.set_attn_implementation("eager")  # likewise
 
     def encode(self, clip_ids_BL: Tensor, t5_ids_BL: Tensor) -> TextFeatures:
         """Run both text encoders; padding attends, as it will when the model is used."""

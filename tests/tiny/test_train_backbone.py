@@ -1,0 +1,188 @@
+"""The embedded model's tokenizers, its backbone's training and the files both leave behind."""
+
+import json
+
+import pytest
+import torch
+import train_backbone
+from fast_flux import FastFlux
+from safetensors.torch import load_file, save_file
+from text_to_image import CLIP_FILE, FLUX_FILE, T5_FILE, load_model, new_model, save_model, start_flux
+from train_backbone import BackboneArgs, Trainer, draw_levels
+from train_tokenizers import split_words, train_clip, train_t5, words_of
+from transformers import AutoTokenizer
+
+from library.errors import UserError
+from library.flux.attention import KERNELS
+from library.flux.latents import image_ids
+from library.flux.model import Flux
+from library.flux.text import TextFeatures, load_text_encoders
+from library.flux.variants import VARIANTS
+from library.flux.weights import load_flux
+
+CAPTIONS = ["a red ball left of a blue box, on grass", "a large green cone on sand, under a cloudy sky", "a Blue box"]
+CLIP_LENGTH, T5_LENGTH = 24, 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Scenes (captions only), their latents, and an output folder with both tokenizers."""
+    root = tmp_path_factory.mktemp("backbone")
+    for index in range(300):
+        path = root / "scenes" / "text_prompts" / f"{index:08d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(CAPTIONS[index % 3] + "\n")
+    latents = torch.randn(300, 16, 4, 4, generator=torch.Generator().manual_seed(0)).half()
+    save_file({"rgb": latents}, root / "latents.safetensors")
+    train_clip(CAPTIONS, folder=root / "out" / "tokenizer", length=CLIP_LENGTH)
+    train_t5(CAPTIONS, folder=root / "out" / "tokenizer_2", length=T5_LENGTH)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tokenizers(folder):
+    return [AutoTokenizer.from_pretrained(folder / "out" / name) for name in ("tokenizer", "tokenizer_2")]
+
+
+def command(folder, output, *more):
+    base = ["--scenes", folder / "scenes", "--latents", folder / "latents.safetensors", "--output", output]
+    return ["train_backbone.py", *map(str, base), "--batch_size", "2", "--num_threads", "1", *more]
+
+
+def test_every_word_of_the_captions_is_one_token(tokenizers):
+    words = words_of(CAPTIONS)
+    assert "," not in "".join(words) and "blue" in words
+    for tokenizer in tokenizers:
+        assert split_words(tokenizer, words) == []
+
+
+def test_any_text_has_tokens_and_capitals_count_as_small_letters(tokenizers):
+    for tokenizer in tokenizers:
+        assert tokenizer("A RED ball").input_ids == tokenizer("a red ball").input_ids
+        assert len(tokenizer("zebra 42!", add_special_tokens=False).input_ids) >= 5
+    clip, t5 = tokenizers
+    assert clip.eos_token_id not in clip("Zürich, 日本", add_special_tokens=False).input_ids
+    assert (t5.pad_token_id, t5.eos_token_id, t5.unk_token_id) == (0, 1, 2)
+    assert t5.unk_token_id not in t5('the quick "brown" fox (jumps) over 1234567890; it\'s #1?').input_ids
+
+
+def test_saved_files_load_as_released_ones_do(folder, tokenizers, tmp_path):
+    clip_tokenizer, t5_tokenizer = tokenizers
+    generator = torch.Generator().manual_seed(0)
+    model = new_model(clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer, generator=generator)
+    with torch.no_grad():
+        model.flux.final_layer.linear.weight.normal_(generator=generator)
+    save_model(model, tmp_path, t5_length=T5_LENGTH)
+    assert all(name.startswith("text_model.") for name in load_file(tmp_path / CLIP_FILE))
+    assert load_file(tmp_path / T5_FILE)["shared.weight"].dtype == torch.float16
+    assert load_file(tmp_path / FLUX_FILE)["img_in.weight"].dtype == torch.bfloat16
+
+    encoders = load_text_encoders(
+        tmp_path / CLIP_FILE,
+        tmp_path / T5_FILE,
+        clip_tokenizer=folder / "out" / "tokenizer",
+        t5_tokenizer=folder / "out" / "tokenizer_2",
+    )
+    text = encoders.encode(CAPTIONS[:2])
+    flux = load_flux(tmp_path / FLUX_FILE)
+    assert flux.config == VARIANTS["tiny"].flux and encoders.t5_length == T5_LENGTH
+    x_BLD, t_B = torch.randn(2, 4, 64, generator=generator), torch.tensor([0.3, 0.8])
+    velocity = flux(x_BLD, t_B=t_B, text=text, image_ids=image_ids(2, 2))
+    again = load_model(tmp_path)
+    ids = encoders.clip_token_ids(CAPTIONS[:2]), encoders.t5_token_ids(CAPTIONS[:2])[0]
+    with torch.no_grad():
+        assert torch.allclose(again(x_BLD, t_B=t_B, text=again.encode(*ids)), velocity, atol=1e-4)
+    assert velocity.std() > 0.1 and all(weight.requires_grad for weight in again.parameters())
+
+
+def test_fused_blocks_equal_the_librarys(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    flux = Flux(VARIANTS["tiny"].flux)
+    start_flux(flux, generator=generator)
+    with torch.no_grad():
+        for weight in flux.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+    flux.kernel = KERNELS["matmul"]
+    fast = FastFlux.make(flux)
+    if fast is None:
+        pytest.skip("no g++ here")
+    x_BLD, t_B = torch.randn(3, 9, 64, generator=generator), torch.rand(3, generator=generator)
+    tokens, pooled = torch.randn(3, 5, 128, generator=generator), torch.randn(3, 64, generator=generator)
+    target = torch.randn(3, 9, 64, generator=generator)
+
+    def run(module, dtype):
+        flux.to(dtype).zero_grad()
+        text = TextFeatures(tokens_BLD=tokens.to(dtype), pooled_BD=pooled.to(dtype))
+        velocity = module(x_BLD.to(dtype), t_B=t_B, text=text, image_ids=image_ids(3, 3)).float()
+        (velocity * target).sum().backward()
+        return velocity.detach(), {name: weight.grad.float() for name, weight in flux.named_parameters()}
+
+    flux.to(torch.bfloat16)  # so that both read the same weights
+    exact, exact_gradients = run(flux, torch.float32)
+    fused, gradients = run(fast, torch.bfloat16)
+    assert (fused - exact).norm() < 0.02 * exact.norm()
+    for name, gradient in gradients.items():
+        assert (gradient - exact_gradients[name]).norm() < 0.05 * exact_gradients[name].norm(), name
+
+
+def test_levels_cover_the_whole_range_and_the_clean_end():
+    t_B = draw_levels(20_000, shift=1.8, generator=torch.Generator().manual_seed(0))
+    assert 0 < t_B.min() and t_B.max() < 1
+    assert (t_B < 0.1).float().mean() > 0.05 and (t_B > 0.9).float().mean() > 0.05
+    assert 0.45 < t_B.mean() < 0.6
+
+
+def test_training_goes_on_where_it_stopped(folder, tokenizers, tmp_path):
+    args = BackboneArgs(scenes=folder / "scenes", output=tmp_path, batch_size=4, muon_lr=0.02)
+    samples = train_backbone.load_samples(
+        folder / "scenes",
+        latents=folder / "latents.safetensors",
+        ae=tmp_path,
+        clip_tokenizer=tokenizers[0],
+        t5_tokenizer=tokenizers[1],
+        limit=8,
+    )
+    assert samples.clip_ids_NL.shape[1] < CLIP_LENGTH and len(samples[2:]) == 6
+
+    def trainer():
+        generator = torch.Generator().manual_seed(1)
+        return Trainer(
+            args, new_model(clip_tokenizer=tokenizers[0], t5_tokenizer=tokenizers[1], generator=generator), samples
+        )
+
+    one = trainer()
+    steps = one.run()
+    losses = [float(next(steps)) for _ in range(3)]
+    one.save(tmp_path / "state.safetensors")
+    losses += [float(next(steps)) for _ in range(2)]
+    two = trainer()
+    two.load(tmp_path / "state.safetensors")
+    two.seconds, steps = one.seconds * 3 / 5, two.run()
+    again = [float(next(steps)) for _ in range(2)]
+    assert again == pytest.approx(losses[3:], rel=1e-2)
+    assert two.step == 5
+
+
+def test_the_command_writes_the_files_and_a_log(folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in ("tokenizer", "tokenizer_2"):
+        (output / name).symlink_to(folder / "out" / name)
+    monkeypatch.setattr("sys.argv", command(folder, output, "--minutes", "0.002"))
+    monkeypatch.setattr(train_backbone, "HELD_OUT", 8)
+    train_backbone.main()
+    assert {FLUX_FILE, CLIP_FILE, T5_FILE, "clip_l.json", "t5xxl_fp16.json"} <= {p.name for p in output.iterdir()}
+    log = json.loads((output / "training" / "log.json").read_text())
+    assert log[-1]["step"] >= 1 and 0.5 < log[-1]["loss"] < 4
+    assert "held-out" in capsys.readouterr().out
+    assert json.loads((output / "t5xxl_fp16.json").read_text())["token_length"] == T5_LENGTH
+
+
+def test_missing_tokenizers_and_captions_are_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", command(folder, tmp_path))
+    with pytest.raises(UserError, match="--output .*holds no tokenizer/; make it with"):
+        train_backbone.main()
+    with pytest.raises(UserError, match="--scenes .*no captions in text_prompts"):
+        train_backbone.load_samples(
+            tmp_path, latents=tmp_path, ae=tmp_path, clip_tokenizer=None, t5_tokenizer=None, limit=None
+        )
