@@ -24,7 +24,7 @@ from library.cli import is_main_process, process_count, process_rank, run_main, 
 from library.encoding import LatentEncoder, PairEncoder, PromptEncoder
 from library.flux.text import load_text_encoders
 from library.flux.weights import load_autoencoder
-from library.frozen_weights import frozen_paths
+from library.weight_paths import frozen_paths
 
 
 def load_prompt_encoder(args: EncodingArgs, paths: dict[str, Path]) -> PromptEncoder:
@@ -84,7 +84,7 @@ def main() -> None:
     args = parse(sys.argv[1:], PairsArgs, description="Cache latents and text features of a prepared image folder")
     set_threads(args.num_threads)
     pairs = PicturePairs(args.image_folder, depth_transform=args.depth_transform)
-    paths = frozen_paths({"clip_l": args.clip_l, "t5xxl": args.t5xxl, "ae": args.ae})
+    paths = frozen_paths(args, "clip_l", "t5xxl", "ae")
     # The autoencoder stays in float32: half precision costs depth accuracy, and it is small.
     autoencoder = load_autoencoder(paths["ae"], dtype=torch.float32, device=args.torch_device())
     latents = LatentEncoder(autoencoder=autoencoder, posterior=args.posterior, seed=args.seed)

@@ -13,7 +13,7 @@ from dataset.preprocess_step2 import load_prompt_encoder, text_made_by
 from dataset.prompt_features import encode_prompts, read_prompts, write_prompt_features
 from library.args import parse
 from library.cli import is_main_process, run_main, say, set_threads
-from library.frozen_weights import frozen_paths
+from library.weight_paths import frozen_paths
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     set_threads(args.num_threads)
     if not is_main_process():
         return  # a few prompts: nothing to share
-    paths = frozen_paths({"clip_l": args.clip_l, "t5xxl": args.t5xxl})
+    paths = frozen_paths(args, "clip_l", "t5xxl")
     prompts = read_prompts(args.evaluation_prompts)
     encoder = load_prompt_encoder(args, paths)
     features = encode_prompts(encoder, prompts)

@@ -16,9 +16,9 @@ from library.encoding import LatentEncoder, PairEncoder, PromptEncoder
 from library.errors import UserError
 from library.flux.text import load_text_encoders
 from library.flux.weights import load_autoencoder
-from library.frozen_weights import frozen_paths
 from library.loading import Pairs
 from library.training_args import TrainingArgs
+from library.weight_paths import frozen_paths
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def _open_pictures(args: TrainingArgs, device: torch.device, dtype: torch.dtype)
         held_out = PicturePairs(
             args.validation_folder, depth_transform=args.depth_transform, flag="--validation_folder"
         )
-    paths = frozen_paths({"clip_l": args.clip_l, "t5xxl": args.t5xxl, "ae": args.ae})
+    paths = frozen_paths(args, "clip_l", "t5xxl", "ae")
     prompt_encoder = _prompt_encoder(args, device, dtype)
     autoencoder = load_autoencoder(paths["ae"], dtype=torch.float32, device=device)
     latents = LatentEncoder(autoencoder=autoencoder, posterior=args.posterior, seed=args.seed)
@@ -82,7 +82,7 @@ def _open_pictures(args: TrainingArgs, device: torch.device, dtype: torch.dtype)
 
 
 def _prompt_encoder(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -> PromptEncoder:
-    paths = frozen_paths({"clip_l": args.clip_l, "t5xxl": args.t5xxl})
+    paths = frozen_paths(args, "clip_l", "t5xxl")
     encoders = load_text_encoders(
         paths["clip_l"],
         paths["t5xxl"],

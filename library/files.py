@@ -15,13 +15,14 @@ from torch import Tensor
 def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the final name only when the block ends without an error.
 
-    The parent folder is made if need be. The temporary name keeps the ending, since some writers choose the format by it.
+    The parent folder is made if need be. The temporary name keeps the ending: some writers choose the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
+        temporary.chmod(0o644)  # safetensors writes files that only their owner may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -41,9 +42,11 @@ def write_json(path: str | Path, value: Any) -> None:
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write a safetensors file atomically.
 
-    `metadata` goes into the header as ONE key, `jointdit`, holding JSON with sorted keys: several header keys are written
-    in random order, so that equal models would differ in bytes.
+    `metadata` goes into the header as ONE key, `jointdit`, holding JSON with sorted keys: several header keys are
+    written in random order, so that equal models would differ in bytes.
     """
     header = {"jointdit": json.dumps(metadata, sort_keys=True)} if metadata is not None else None
     with write_atomically(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata=header
+        )

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Protocol
 
 import torch
@@ -62,8 +62,10 @@ def worker_count(asked: int) -> int:
     return max(0, min(asked, cores - 1))
 
 
-def load_batches(pairs: Pairs, micro_batches: MicroBatches, *, workers: int, pin: bool) -> Iterator[Batch | PixelBatch]:
-    """Yield the batches of `micro_batches` in order, read ahead by `workers` processes.
+def load_batches(
+    pairs: Pairs, micro_batches: MicroBatches, *, workers: int, pin: bool
+) -> Generator[Batch | PixelBatch, None, None]:
+    """Yield the batches of `micro_batches` in order, read ahead by `workers` processes; close it to end them.
 
     Raises:
         UserError: a sample is missing or damaged.
@@ -79,7 +81,12 @@ def load_batches(pairs: Pairs, micro_batches: MicroBatches, *, workers: int, pin
         # Nothing here draws from the loader's own random state; a fixed one keeps the global state untouched.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        # Ends the workers now, even while an error's traceback keeps this frame alive.
+        del batches, loader

@@ -6,6 +6,7 @@ A step is a pure function of the weights and (seed, step): `optimize` reads as t
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ class Trainer:
             samples_per_step=self.order.global_batch,
             active=self.accelerator.is_main_process,
         )
-        with stop_requests() as stop:
+        with stop_requests() as stop, closing(batches):
             try:
                 self.watch(journal, first=True)
                 while self.step < self.total and not self.asked_to_stop(stop):

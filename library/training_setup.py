@@ -9,7 +9,6 @@ from library.checkpointing import checkpoint_blocks
 from library.cli import process_count
 from library.errors import UserError
 from library.flux.attention import KERNELS
-from library.frozen_weights import frozen_paths
 from library.jointdit.addons import (
     AddonSettings,
     base_fingerprint,
@@ -22,7 +21,7 @@ from library.jointdit.model import JointDiT
 from library.memory import clamp_swap, place
 from library.randomness import generator_for
 from library.training_args import TrainingArgs
-from library.weight_paths import find_addons
+from library.weight_paths import find_addons, frozen_paths
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def load_trainable(args: TrainingArgs, accelerator: Accelerator) -> tuple[JointD
     Raises:
         UserError: a file is missing or unfit, or given add-ons were trained in another way than the flags say.
     """
-    flux = frozen_paths({"pretrained_model_name_or_path": args.pretrained_model_name_or_path})
+    flux = frozen_paths(args, "pretrained_model_name_or_path")
     base = flux["pretrained_model_name_or_path"]
     settings = AddonSettings(
         is_txt_ids_training=args.is_txt_ids_training,

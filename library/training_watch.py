@@ -8,11 +8,11 @@ from torch import nn
 
 from library.batches import Batch, PixelBatch, PromptFeatures
 from library.flux.weights import load_autoencoder, variant_of
-from library.frozen_weights import frozen_paths
 from library.loading import Pairs
 from library.preview import Previewer, PreviewSettings
 from library.training import Trainer, Watch
 from library.validation import validation_loss
+from library.weight_paths import frozen_paths
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def _validation(trainer: Trainer, held_out: Pairs) -> Callable[[nn.Module, int],
 
 def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
     args, accelerator = trainer.args, trainer.accelerator
-    path = frozen_paths({"ae": args.ae})["ae"]
+    path = frozen_paths(args, "ae")["ae"]
     autoencoder = load_autoencoder(path, dtype=torch.float32, device=accelerator.device)
     # One pair more than is shown, for its size, so that --sample_pairs 0 works too.
     shown = first_batches(

@@ -4,6 +4,7 @@ all."""
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from library.args import ModelArgs
@@ -53,23 +54,37 @@ def weight_paths(args: ModelArgs) -> WeightPaths:
     )
 
 
-def resolve_paths(given: Mapping[str, Path | None]) -> dict[str, Path]:
-    """Return an existing path for each weight flag of `given`: all as given, or the embedded model's if none is.
+def resolve_paths(given: Mapping[str, Path | None], *, needed: Sequence[str] | None = None) -> dict[str, Path]:
+    """Return an existing path for each weight flag that is needed: all as given, or the embedded model's if none is.
 
-    `given` holds those of the five weight flags that a command needs. Raises `UserError` naming the missing flags or
-    file.
+    `given` holds the weight flags a command has; `needed`, if not all of them, those it uses now. Raises `UserError`
+    naming the missing flags or file.
     """
+    needed = tuple(given) if needed is None else tuple(needed)
     chosen = {name: path for name, path in given.items() if path is not None}
     if not chosen:
-        logger.info("No weight flags: using the embedded model in %s", _shown(EMBEDDED))
-        return embedded_files(tuple(given))
-    missing = [f"--{name}" for name in given if name not in chosen]
+        _say_embedded()
+        return embedded_files(needed)
+    missing = [f"--{name}" for name in needed if name not in chosen]
     if missing:
         raise UserError(
             f"{', '.join(missing)}: must be given too, since --{next(iter(chosen))} is; "
             "with no weight flag at all the embedded model is used"
         )
-    return {name: find_weights(name, path) for name, path in chosen.items()}
+    return {name: find_weights(name, chosen[name]) for name in needed}
+
+
+FROZEN = ("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae")
+
+
+def frozen_paths(args: object, *needed: str) -> dict[str, Path]:
+    """Return the paths of those frozen parts that training or preprocessing needs now; see `resolve_paths`."""
+    return resolve_paths({name: getattr(args, name) for name in FROZEN if hasattr(args, name)}, needed=needed)
+
+
+@cache
+def _say_embedded() -> None:
+    logger.info("No weight flags: using the embedded model in %s", _shown(EMBEDDED))
 
 
 def embedded_files(names: Sequence[str] = tuple(_EMBEDDED_FILES), *, folder: Path | None = None) -> dict[str, Path]:
