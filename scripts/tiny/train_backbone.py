@@ -11,6 +11,7 @@ This stage makes the frozen base; JointDiT itself is trained by train.py.
 
 import copy
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -200,6 +201,14 @@ def read_number(path: Path, default: float) -> float:
         return default
 
 
+def use_threads(count: int) -> None:
+    """Compute on `count` threads and as many cores: a process started on one core would put them all on that one."""
+    cores = min(count, os.cpu_count() or 1)
+    if hasattr(os, "sched_setaffinity") and cores > 0:
+        os.sched_setaffinity(0, range(cores))
+        torch.set_num_threads(cores)
+
+
 class Report:
     """Progress lines, checkpoints and pictures of a running training."""
 
@@ -222,7 +231,8 @@ class Report:
         if trainer.seconds - self.saved >= 60 * args.save_minutes:
             self.checkpoint(sheet=trainer.seconds - self.shown >= 60 * args.sheet_minutes)
             trainer.minutes = read_number(self.folder / "minutes", trainer.minutes)
-            torch.set_num_threads(int(read_number(self.folder / "threads", torch.get_num_threads())))
+            if (self.folder / "threads").exists():
+                use_threads(int(read_number(self.folder / "threads", torch.get_num_threads())))
 
     def checkpoint(self, *, sheet: bool) -> None:
         """Measure the running average; write state, snapshot, log and, where asked, a sheet of pictures."""
