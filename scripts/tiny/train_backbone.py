@@ -61,7 +61,7 @@ class BackboneArgs(Flags):
     limit: int | None = flag(None, help="use this many scenes", minimum=HELD_OUT + 1)
     batch_size: int = flag(64, help="pictures in a step", minimum=1)
     muon_lr: float = flag(
-        0.01, help="learning rate of the hidden matrices (Muon); 0 gives them to AdamW too", minimum=0
+        0.02, help="learning rate of the hidden matrices (Muon); 0 gives them to AdamW too", minimum=0
     )
     adam_lr: float = flag(1e-3, help="learning rate of everything else (AdamW)", minimum=0)
     weight_decay: float = flag(0.0, help="decoupled decay of the hidden matrices", minimum=0)
