@@ -22,6 +22,8 @@ from library.flux.weights import load_flux
 FLUX_FILE, CLIP_FILE, T5_FILE = "flux1-tiny.safetensors", "clip_l.safetensors", "t5xxl_fp16.safetensors"
 CLIP_LAYERS, CLIP_HEADS = 2, 2
 T5_LAYERS, T5_HEADS = 3, 4
+CLIP_SETTINGS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id")
+T5_SETTINGS = ("feed_forward_proj", "relative_attention_max_distance", "layer_norm_epsilon")
 CONDITION_STD = 0.02  # start of the embedders of noise level and pooled text, as in DiT (arXiv 2212.09748)
 
 
@@ -123,20 +125,14 @@ def save_model(model: TextToImage, folder: Path, *, t5_length: int) -> None:
     sizes = asdict(VARIANTS["tiny"].flux)
     clip = {f"text_model.{name}": tensor for name, tensor in model.clip.state_dict().items()}
     t5 = {name: tensor for name, tensor in model.t5.state_dict().items() if name != "encoder.embed_tokens.weight"}
-    clip_config = {**_settings(model.clip.config, CLIPTextConfig()), "model_type": "clip_text_model"}
-    t5_config = {**_settings(model.t5.config, T5Config()), "model_type": "t5", "token_length": t5_length}
+    clip_config = {name: getattr(model.clip.config, name) for name in CLIP_SETTINGS} | {"model_type": "clip_text_model"}
+    t5_config = {name: getattr(model.t5.config, name) for name in T5_SETTINGS}
+    t5_config |= {"model_type": "t5", "token_length": t5_length}
     write_json(folder / CLIP_FILE.replace(".safetensors", ".json"), clip_config)
     write_json(folder / T5_FILE.replace(".safetensors", ".json"), t5_config)
     save_tensors(folder / CLIP_FILE, _cast(clip, torch.bfloat16))
     save_tensors(folder / T5_FILE, _cast(t5, torch.float16))
     save_tensors(folder / FLUX_FILE, _cast(model.flux.state_dict(), torch.bfloat16), {"config": sizes})
-
-
-def _settings(config: CLIPTextConfig | T5Config, default: CLIPTextConfig | T5Config) -> dict:
-    """Keep what a reader needs: sizes, ids and activations, without the library's version and generic switches."""
-    kept = set(type(default).__dataclass_fields__) - {"attention_dropout", "dropout_rate", "classifier_dropout"}
-    wanted = {name: value for name, value in config.to_dict().items() if name in kept}
-    return {name: value for name, value in wanted.items() if isinstance(value, (bool, int, float, str))}
 
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
