@@ -20,6 +20,7 @@ OPTIMIZERS = {
     "adamw": "torch.optim.AdamW",
     "adam": "torch.optim.Adam",
     "sgd": "torch.optim.SGD",
+    "muon": "library.muon.MuonAdam",
     "adafactor": "transformers.optimization.Adafactor",
     "adamw8bit": "bitsandbytes.optim.AdamW8bit",
     "lion8bit": "bitsandbytes.optim.Lion8bit",

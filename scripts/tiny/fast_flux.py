@@ -9,8 +9,8 @@ Shape suffixes: B batch, L tokens, H heads, D width, K head width.
 
 import ctypes
 import logging
+import os
 import subprocess
-import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ _FAST = ("-O3", "-march=native", "-fopenmp", "-ffast-math", "-mprefer-vector-wid
 def compile_kernels() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None (with a warning) where no compiler is found."""
     key = sha256(SOURCE.read_bytes() + " ".join(_FAST).encode()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"jointdit_kernels_{key}.so"
+    # In the user's own folder, not the common temporary one: whoever can write the file decides what code runs.
+    library = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jointdit" / f"kernels_{key}.so"
+    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not library.exists():
         building = library.with_suffix(f".{id(key)}.tmp")
         try:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from muon import Muon
 from torch import Tensor, nn
+
+from library.muon import Muon
 
 
 class MasterWeights:

@@ -16,7 +16,6 @@ from math import cos, pi
 from pathlib import Path
 
 import torch
-from muon import Muon
 from pca_init import start_from_pca
 from pictures import Pictures, load_pictures, sample_names
 from reconstruction import Reconstruction, measure, measure_pca, save_sheet
@@ -29,6 +28,7 @@ from library.files import save_tensors, write_json
 from library.flags import Flags, flag, parse
 from library.flux.autoencoder import Autoencoder
 from library.flux.variants import VARIANTS
+from library.muon import Muon
 from library.randomness import generator_for
 
 HELD_OUT = 64

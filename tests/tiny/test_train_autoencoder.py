@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from cache_latents import cache_latents, read_names
-from muon import Muon, orthogonalize
 from pca_init import start_from_pca
 from pictures import Pictures, load_pictures, sample_names
 from PIL import Image
@@ -25,29 +24,6 @@ def pictures():
     coarse = torch.rand(40, 4, 6, 6, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
     return Pictures(rgb_N3hw=(fine[:, :3] * 255).to(torch.uint8), disparity_Nhw=fine[:, 3].half())
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8)])
-def test_orthogonalized_matrices_have_singular_values_near_one(shape):
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalize(matrices))
-    assert values.min() > 0.5 and values.max() < 1.3
-
-
-def test_muon_steps_by_the_rate_whatever_the_gradient():
-    weight = torch.nn.Parameter(torch.zeros(4, 3, 3, 3))
-    gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    for scale in (1e-3, 1e3):
-        weight.data.zero_()
-        weight.grad = gradient * scale
-        Muon([weight], lr=0.1).step()
-        values = torch.linalg.svdvals(weight.flatten(1))
-        assert 0.05 < values.min() and values.max() < 0.13
-
-
-def test_muon_refuses_vectors():
-    with pytest.raises(ValueError, match="two or more dimensions"):
-        Muon([torch.nn.Parameter(torch.zeros(3))])
 
 
 def test_the_start_encodes_as_well_as_pca(pictures):

@@ -1,6 +1,7 @@
 """Muon: momentum whose matrix updates are made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-PyTorch's own takes 2-D weights only; this one also takes convolutions, read as matrices (out, in * height * width).
+PyTorch's own takes 2-D weights only. These also take convolutions, read as matrices (out, in * height * width), and
+`MuonAdam` takes every weight of a model.
 """
 
 from collections import defaultdict
@@ -51,7 +52,7 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"Muon takes weights of two or more dimensions, not {tuple(weight.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every weight that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
@@ -70,5 +71,40 @@ class Muon(torch.optim.Optimizer):
         state = self.state[weight]
         if "average" not in state:
             state["average"] = torch.zeros_like(weight)
-        average = state["average"].lerp_(weight.grad, 1 - momentum)
-        return weight.grad.lerp(average, momentum)
+        gradient = weight.grad
+        assert gradient is not None
+        average = state["average"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum)
+
+
+class MuonAdam(torch.optim.Optimizer):
+    """Muon for weights of two or more dimensions and AdamW for the rest (biases, gains): one optimizer for all.
+
+    `lr` is Muon's; `adam_lr` is AdamW's. Both follow the same schedule.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float = 0.01,
+        adam_lr: float = 1e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        weights = list(params)
+        self.parts: list[torch.optim.Optimizer] = []
+        matrices = [weight for weight in weights if weight.ndim >= 2]
+        vectors = [weight for weight in weights if weight.ndim < 2]
+        if matrices:
+            self.parts.append(Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay))
+        if vectors:
+            self.parts.append(torch.optim.AdamW(vectors, lr=adam_lr, betas=betas, weight_decay=weight_decay))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every weight that has a gradient."""
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state  # loading a saved state replaces both
+            part.step()
