@@ -6,7 +6,7 @@
 # A stage whose result is there is skipped, so the script can be stopped and started again; inside a stage the training
 # commands go on from their last state. Variables, with their defaults:
 WORK=${WORK:-outputs/tiny}                      # everything that is made on the way
-SCENES=${SCENES:-20000}                         # training scenes (seed 0)
+SCENES=${SCENES:-24000}                         # training scenes (seed 0)
 HELD_OUT=${HELD_OUT:-256}                       # scenes of another seed, for the validation loss and the previews
 AUTOENCODER_MINUTES=${AUTOENCODER_MINUTES:-60}  # training time of the autoencoder
 BACKBONE_MINUTES=${BACKBONE_MINUTES:-240}       # training time of the text-to-image backbone
@@ -46,7 +46,8 @@ scenes() { # scenes FOLDER COUNT SEED
 
 cache() { # cache FOLDER
     python dataset/preprocess_step2.py --image_folder "$1" --clip_l "$MODEL/clip_l.safetensors" \
-        --t5xxl "$MODEL/t5xxl_fp16.safetensors" --ae "$MODEL/ae.safetensors" --batch_size 16 --save_precision fp32
+        --t5xxl "$MODEL/t5xxl_fp16.safetensors" --ae "$MODEL/ae.safetensors" --batch_size 16 --save_precision fp16 \
+        --posterior mean
     touch "$1/cache/.complete"
 }
 
@@ -57,7 +58,7 @@ joint() {
         --pretrained_model_name_or_path "$MODEL/flux1-tiny.safetensors" --clip_l "$MODEL/clip_l.safetensors" \
         --t5xxl "$MODEL/t5xxl_fp16.safetensors" --ae "$MODEL/ae.safetensors" --prompt_folder "$WORK/prompts" \
         --output_dir "$WORK" --exp_name joint --output_name jointdit_addons --depth_transform none \
-        --max_train_steps "$JOINT_STEPS" --train_batch_size "$JOINT_BATCH" --learning_rate 1e-3 \
+        --max_train_steps "$JOINT_STEPS" --train_batch_size "$JOINT_BATCH" --learning_rate 2e-3 \
         --optimizer_type adamw --optimizer_args "weight_decay=0.01" "betas=(0.9, 0.99)" --lr_scheduler cosine \
         --lr_warmup_steps 200 --max_grad_norm 1.0 --ema_decay 0.999 --seed 42 \
         --lora_rank "$LORA_RANK" --vector_in_ranks $INPUT_RANKS --txt_in_rank "$TEXT_RANK" \
@@ -69,8 +70,9 @@ joint() {
 publish() {
     mkdir -p "$ASSETS"
     local name
-    for name in flux1-tiny ae clip_l t5xxl_fp16; do
-        cp "$MODEL/$name.safetensors" "$MODEL/$name.json" "$ASSETS/"
+    for name in flux1-tiny.safetensors ae.safetensors ae.json clip_l.safetensors clip_l.json t5xxl_fp16.safetensors \
+        t5xxl_fp16.json; do
+        cp "$MODEL/$name" "$ASSETS/"
     done
     cp "$WORK/joint/jointdit_addons.safetensors" "$WORK/joint/jointdit_addons.json" "$ASSETS/"
     cp -r "$MODEL/tokenizer" "$MODEL/tokenizer_2" "$ASSETS/"

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cache_latents import cache_latents
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 from train_tokenizers import read_captions
 from transformers import PreTrainedTokenizerBase
 
-from library.cli import say
 from library.errors import UserError
-from library.files import save_tensors
 from library.flux.latents import pack
-from library.flux.weights import load_autoencoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +76,7 @@ def load_samples(
     """Read captions and latents; latents that aren't there yet are made with the autoencoder and kept."""
     captions = read_captions(scenes, limit=limit)
     if not latents.exists():
-        encode_scenes(scenes, latents=latents, ae=ae)
+        cache_latents(scenes, ae=ae, output=latents)
     z_NChw = load_file(latents)["rgb"][:limit]
     if limit is None and len(z_NChw) != len(captions):
         raise UserError(f"--latents {latents}: {len(z_NChw)} samples, but --scenes has {len(captions)}; make them anew")
@@ -101,18 +99,3 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
         list(texts), max_length=tokenizer.model_max_length, padding="max_length", truncation=True, return_tensors="pt"
     )
     return encoded.input_ids.to(torch.int16)
-
-
-def encode_scenes(scenes: Path, *, latents: Path, ae: Path) -> None:
-    """Encode all pictures of a prepared folder, in the order of their names, and write them as float16."""
-    from pictures import load_pictures, sample_names
-
-    model = load_autoencoder(ae)
-    names = sample_names(scenes, flag="--scenes")
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(names), 64):
-            pictures = load_pictures(scenes, names[start : start + 64], flag="--scenes")
-            parts.append(model.encode(pictures.rgb()).half())
-    save_tensors(latents, {"rgb": torch.cat(parts)})
-    say(f"{latents}: {len(names)} pictures encoded")
