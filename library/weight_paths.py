@@ -4,7 +4,6 @@ all."""
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from library.args import ModelArgs
@@ -63,7 +62,7 @@ def resolve_paths(given: Mapping[str, Path | None], *, needed: Sequence[str] | N
     needed = tuple(given) if needed is None else tuple(needed)
     chosen = {name: path for name, path in given.items() if path is not None}
     if not chosen:
-        _say_embedded()
+        logger.info("No weight flags: using the embedded model in %s", _shown(EMBEDDED))
         return embedded_files(needed)
     missing = [f"--{name}" for name in needed if name not in chosen]
     if missing:
@@ -80,11 +79,6 @@ FROZEN = ("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae")
 def frozen_paths(args: object, *needed: str) -> dict[str, Path]:
     """Return the paths of those frozen parts that training or preprocessing needs now; see `resolve_paths`."""
     return resolve_paths({name: getattr(args, name) for name in FROZEN if hasattr(args, name)}, needed=needed)
-
-
-@cache
-def _say_embedded() -> None:
-    logger.info("No weight flags: using the embedded model in %s", _shown(EMBEDDED))
 
 
 def embedded_files(names: Sequence[str] = tuple(_EMBEDDED_FILES), *, folder: Path | None = None) -> dict[str, Path]:

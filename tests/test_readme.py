@@ -76,7 +76,7 @@ def parse_with(program, arguments, monkeypatch):
         raise Parsed(real(*args, **keywords))
 
     for each in [module, *sys.modules.values()]:
-        if getattr(each, "parse", None) is real:
+        if vars(each).get("parse") is real:  # getattr would make lazy packages import
             monkeypatch.setattr(each, "parse", parse_and_stop)
     real_argparse = argparse.ArgumentParser.parse_args
 
