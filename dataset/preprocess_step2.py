@@ -36,17 +36,19 @@ def load_prompt_encoder(args: EncodingArgs, paths: dict[str, Path]) -> PromptEnc
         clip_tokenizer=args.clip_tokenizer,
         t5_tokenizer=args.t5_tokenizer,
         t5_length=args.t5xxl_max_token_length,
+        clip_activation=args.clip_activation,
         dtype=args.torch_dtype(device),
         device=device,
     )
     return PromptEncoder(encoders=encoders, with_mask=args.is_attnmask_training)
 
 
-def text_made_by(encoder: PromptEncoder, paths: dict[str, Path]) -> dict[str, Any]:
+def text_made_by(args: EncodingArgs, encoder: PromptEncoder, paths: dict[str, Path]) -> dict[str, Any]:
     """What decides text features, as it is written beside them."""
     return {
         "clip_l": fingerprint(paths["clip_l"]),
         "t5xxl": fingerprint(paths["t5xxl"]),
+        "clip_activation": args.clip_activation,
         "t5_length": encoder.encoders.t5_length,
         "text_mask": encoder.with_mask,
     }
@@ -89,7 +91,7 @@ def main() -> None:
     autoencoder = load_autoencoder(paths["ae"], dtype=torch.float32, device=args.torch_device())
     latents = LatentEncoder(autoencoder=autoencoder, posterior=args.posterior, seed=args.seed)
     encoder = PairEncoder(latents=latents, prompts=load_prompt_encoder(args, paths))
-    made_by = text_made_by(encoder.prompts, paths) | {
+    made_by = text_made_by(args, encoder.prompts, paths) | {
         "ae": fingerprint(paths["ae"]),
         "depth_transform": args.depth_transform,
         "posterior": args.posterior,

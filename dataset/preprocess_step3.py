@@ -26,7 +26,7 @@ def main() -> None:
     prompts = read_prompts(args.evaluation_prompts)
     encoder = load_prompt_encoder(args, paths)
     features = encode_prompts(encoder, prompts)
-    made_by = text_made_by(encoder, paths)
+    made_by = text_made_by(args, encoder, paths)
     write_prompt_features(args.output_folder, features, made_by=made_by, dtype=args.dtype)
     say(f"features of the empty prompt and {len(prompts)} evaluation prompts written to {args.output_folder}")
 

@@ -22,7 +22,7 @@ from library.weight_paths import frozen_paths
 
 log = logging.getLogger(__name__)
 
-_TEXT_KEYS = ("clip_l", "t5xxl", "t5_length", "text_mask")
+_TEXT_KEYS = ("clip_l", "clip_activation", "t5xxl", "t5_length", "text_mask")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +89,7 @@ def _prompt_encoder(args: TrainingArgs, device: torch.device, dtype: torch.dtype
         clip_tokenizer=args.clip_tokenizer,
         t5_tokenizer=args.t5_tokenizer,
         t5_length=args.t5xxl_max_token_length,
+        clip_activation=args.clip_activation,
         dtype=dtype,
         device=device,
     )

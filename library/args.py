@@ -10,6 +10,7 @@ import torch
 from library.cli import local_rank
 from library.errors import UserError
 from library.flags import Flags, NoEffect, flag, flag_values, parse
+from library.flux.text_weights import CLIP_ACTIVATIONS
 
 __all__ = [
     "AutoencoderArgs",
@@ -59,6 +60,11 @@ class TextEncoderArgs(Flags):
     )
     t5_tokenizer: Path | None = flag(
         None, help="T5 tokenizer folder (otherwise tokenizer_2/ beside --t5xxl, then the hub)", metavar="FOLDER"
+    )
+    clip_activation: str = flag(
+        "gelu",
+        help="CLIP's activation: gelu, which the released add-ons were trained with, or OpenAI's own quick_gelu",
+        choices=CLIP_ACTIVATIONS,
     )
     t5xxl_max_token_length: int | None = flag(
         None, help="T5 tokens per prompt (otherwise the model's own: 512 for dev, 256 for schnell)", minimum=1

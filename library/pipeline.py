@@ -222,6 +222,7 @@ class Pipeline:
                 clip_tokenizer=self.paths.clip_tokenizer,
                 t5_tokenizer=self.paths.t5_tokenizer,
                 t5_length=self.paths.t5xxl_max_token_length,
+                clip_activation=self.paths.clip_activation,
                 dtype=torch.bfloat16 if self.dtype == torch.float16 else self.dtype,  # T5's activations overflow fp16
                 device=self.device if self._model is None else "cpu",
             )

@@ -34,6 +34,7 @@ class WeightPaths:
     clip_tokenizer: Path | None = None
     t5_tokenizer: Path | None = None
     t5xxl_max_token_length: int | None = None
+    clip_activation: str = "gelu"
 
 
 def weight_paths(args: ModelArgs) -> WeightPaths:
@@ -50,6 +51,7 @@ def weight_paths(args: ModelArgs) -> WeightPaths:
         clip_tokenizer=args.clip_tokenizer,
         t5_tokenizer=args.t5_tokenizer,
         t5xxl_max_token_length=args.t5xxl_max_token_length,
+        clip_activation=args.clip_activation,
     )
 
 

@@ -63,7 +63,14 @@ def write_cache(
             text=random_text(1, length=length, width=width, pooled=pooled, seed=number),
         )
         write_pair(layout.cached(name), pair, dtype=torch.float32)
-    made_by = {"format": FORMAT, "depth_transform": "none", "clip_l": "c", "t5xxl": "t", "t5_length": length}
+    made_by = {
+        "format": FORMAT,
+        "depth_transform": "none",
+        "clip_l": "c",
+        "clip_activation": "gelu",
+        "t5xxl": "t",
+        "t5_length": length,
+    }
     write_json(
         layout.cache_meta, {**made_by, "text_mask": False, "ae": fingerprint(autoencoder) if autoencoder else "a"}
     )
@@ -78,7 +85,7 @@ def write_prompts(folder: Path, *, length: int = 5, width: int = 48, pooled: int
         prompts=("one", "two"),
         evaluation=random_text(2, seed=101, **sizes),
     )
-    made_by = {"clip_l": "c", "t5xxl": "t", "t5_length": length, "text_mask": False}
+    made_by = {"clip_l": "c", "clip_activation": "gelu", "t5xxl": "t", "t5_length": length, "text_mask": False}
     write_prompt_features(folder, features, made_by=made_by, dtype=torch.float32)
 
 
