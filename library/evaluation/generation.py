@@ -21,12 +21,11 @@ from library.flux.text import TextEncoders, load_text_encoders
 from library.flux.weights import load_autoencoder, variant_of
 from library.jointdit.addons import AddonSettings, load_jointdit, read_settings
 from library.modality import MODALITIES
+from library.pipeline import EMPTY_PROMPT, GUIDANCE_SCALE
 from library.randomness import generator_for
 from library.sampling import Condition, sample
 from library.tasks import TASKS
 
-EMPTY_PROMPT = " "
-GUIDANCE_SCALE = 3.5
 PIXELS_PER_LATENT = 8
 PASS_WORK = 2.0  # one encoding or decoding, told in transformer calls, for the time left
 
