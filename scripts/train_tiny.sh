@@ -4,8 +4,7 @@
 #   bash scripts/train_tiny.sh            (two hours on two CPU cores; set the numbers lower for a trial)
 #
 # The defaults are what the first version in assets/tiny was made with: the autoencoder on one core, the backbone for 20
-# minutes on one core and 24 on two (186 k samples in all), the joint stage on two cores and the first 16,000 scenes. All
-# three were still improving at the end.
+# minutes on one core and 24 on two (186 k samples in all), the joint stage on two cores and the first 16,000 scenes.
 #
 # A stage whose result is there is skipped, so the script can be stopped and started again; inside a stage the training
 # commands go on from their last state. Variables, with their defaults:
