@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from library.modality import MODALITIES
+
 RAW_IMAGES = "raw_images"
-PROCESSED_IMAGES = "processed_images"
-DEPTHMAPS = "depthmaps"
+PROCESSED_IMAGES = MODALITIES["rgb"].folder
+DEPTHMAPS = MODALITIES["depth"].folder
 TEXT_PROMPTS = "text_prompts"
 METRIC_DEPTH = "metric_depth"
 SCENES = "scenes"

@@ -13,11 +13,9 @@ from library.batches import PromptFeatures, concatenate_text, text_rows
 from library.encoding import PromptEncoder
 from library.errors import UserError
 from library.files import save_tensors, write_json
-from library.flux.text import TextFeatures
+from library.flux.text import EMPTY_PROMPT, TextFeatures
 
 log = logging.getLogger(__name__)
-
-EMPTY_PROMPT = " "  # one space: what the released model takes for "no prompt"
 
 
 def read_prompts(path: Path, *, flag: str = "--evaluation_prompts") -> tuple[str, ...]:

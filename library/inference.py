@@ -13,9 +13,10 @@ from torch import Tensor
 from library.cli import is_main_process, process_count, process_rank
 from library.errors import UserError
 from library.flags import flag_values
+from library.flux.text import EMPTY_PROMPT
 from library.images import read_depth, read_rgb
 from library.inference_args import INPUT_FLAGS, InferenceArgs
-from library.pipeline import EMPTY_PROMPT, GUIDANCE_SCALE, Pipeline
+from library.pipeline import GUIDANCE_SCALE, Pipeline
 from library.results import file_hash, name_from, save_result, versions
 from library.tasks import TASKS
 from library.weight_paths import WeightPaths, weight_paths

@@ -14,7 +14,7 @@ from library.flux.attention import KERNELS
 from library.flux.autoencoder import Autoencoder
 from library.flux.latents import PATCH, PIXELS_PER_TOKEN, image_ids, pack, unpack
 from library.flux.schedule import timestep_schedule
-from library.flux.text import TextEncoders, TextFeatures, load_text_encoders
+from library.flux.text import EMPTY_PROMPT, TextEncoders, TextFeatures, load_text_encoders
 from library.flux.weights import load_autoencoder, open_flux, read_flux_config, variant_of
 from library.jointdit.addons import load_jointdit, read_settings
 from library.jointdit.model import JointDiT
@@ -28,7 +28,6 @@ from library.weight_paths import WeightPaths
 
 logger = logging.getLogger(__name__)
 
-EMPTY_PROMPT = " "
 GUIDANCE_SCALE = 3.5
 MAX_TOKENS = 65536  # of one modality, 4096 x 4096 pixels: more is a slip of the flags, or no memory will do
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from library.batches import Batch, PixelBatch, PromptFeatures
+from library.flux.latents import PIXELS_PER_LATENT
 from library.flux.weights import load_autoencoder, variant_of
 from library.loading import Pairs
 from library.preview import Previewer, PreviewSettings
@@ -15,8 +16,6 @@ from library.validation import validation_loss
 from library.weight_paths import frozen_paths
 
 log = logging.getLogger(__name__)
-
-_PIXELS_PER_LATENT = 8
 
 
 def add_watches(trainer: Trainer, *, held_out: Pairs | None) -> None:
@@ -81,7 +80,7 @@ def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
     size = tuple(shown[0].rgb_BChw.shape[-2:])
     if args.output_resolution is not None:
         width, height = args.output_resolution
-        size = (height // _PIXELS_PER_LATENT, width // _PIXELS_PER_LATENT)
+        size = (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     prompts = trainer.prompts
     evaluation = prompts.evaluation.to(accelerator.device) if prompts.evaluation is not None else None
     settings = PreviewSettings(

@@ -15,18 +15,17 @@ from torch import Tensor, nn
 
 from library.evaluation.progress import Progress
 from library.flux.autoencoder import Autoencoder
-from library.flux.latents import PATCH, image_ids, pack, unpack
+from library.flux.latents import PATCH, PIXELS_PER_LATENT, image_ids, pack, unpack
 from library.flux.schedule import timestep_schedule
-from library.flux.text import TextEncoders, load_text_encoders
+from library.flux.text import EMPTY_PROMPT, TextEncoders, load_text_encoders
 from library.flux.weights import load_autoencoder, variant_of
 from library.jointdit.addons import AddonSettings, load_jointdit, read_settings
 from library.modality import MODALITIES
-from library.pipeline import EMPTY_PROMPT, GUIDANCE_SCALE
+from library.pipeline import GUIDANCE_SCALE
 from library.randomness import generator_for
 from library.sampling import Condition, sample
 from library.tasks import TASKS
 
-PIXELS_PER_LATENT = 8
 PASS_WORK = 2.0  # one encoding or decoding, told in transformer calls, for the time left
 
 

@@ -8,7 +8,8 @@ from einops import rearrange
 from torch import Tensor
 
 PATCH = 2  # latents to a side of one token
-PIXELS_PER_TOKEN = 16  # pixels to a side of one token: 8 for the autoencoder, 2 for the patch
+PIXELS_PER_LATENT = 8  # pixels to a side of one latent
+PIXELS_PER_TOKEN = PIXELS_PER_LATENT * PATCH
 
 
 def pack(z_BChw: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ __all__ = ["TextEncoders", "TextFeatures", "load_clip", "load_t5", "load_text_en
 
 logger = logging.getLogger(__name__)
 
+EMPTY_PROMPT = " "  # one space: what the released model takes for "no prompt"
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 T5_TOKENIZER = "google/t5-v1_1-xxl"
 _TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "spiece.model"]
