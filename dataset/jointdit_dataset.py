@@ -106,23 +106,8 @@ class PicturePairs:
         Raises:
             UserError: a file is damaged, or image and depth map differ in size.
         """
-        name = self.names[index]
-        rgb_3hw = read_rgb(self.images[name], flag=self.flag)
-        disparity_hw = read_depth(self.layout.depthmap(name), flag=self.flag)
-        if rgb_3hw.shape[-2:] != disparity_hw.shape:
-            height, width = disparity_hw.shape
-            raise UserError(
-                f"{self.flag} {self.layout.depthmap(name)}: is {width} x {height} but its image "
-                f"{rgb_3hw.shape[-1]} x {rgb_3hw.shape[-2]}; make the depth map from the processed image"
-            )
-        try:
-            prompt = self.layout.prompt(name).read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError:
-            raise UserError(f"{self.flag} {self.layout.prompt(name)}: is not UTF-8 text") from None
-        rgb, depth = MODALITIES["rgb"], MODALITIES["depth"]
-        rgb_pixels = rgb.to_pixels(centre_crop(rgb_3hw))
-        depth_pixels = depth.to_pixels(centre_crop(disparity_hw), transform=self.depth_transform)
-        return name, rgb_pixels, depth_pixels, prompt
+        image = self.images[self.names[index]]
+        return read_picture_pair(image, layout=self.layout, depth_transform=self.depth_transform, flag=self.flag)
 
     def collate(self, samples: list[tuple[str, Tensor, Tensor, str]]) -> PixelBatch:
         """Stack samples of one size."""
@@ -133,6 +118,32 @@ class PicturePairs:
             prompts=tuple(sample[3] for sample in samples),
             names=names,
         )
+
+
+def read_picture_pair(
+    image: Path, *, layout: Layout, depth_transform: str, flag: str = "--image_folder"
+) -> tuple[str, Tensor, Tensor, str]:
+    """Read an image and its partners: name, RGB and depth pixels (3, h, w) in [-1, 1], prompt.
+
+    Raises:
+        UserError: a file is missing or damaged, or image and depth map differ in size.
+    """
+    name = image.stem
+    rgb_3hw = read_rgb(image, flag=flag)
+    disparity_hw = read_depth(layout.depthmap(name), flag=flag)
+    if rgb_3hw.shape[-2:] != disparity_hw.shape:
+        height, width = disparity_hw.shape
+        raise UserError(
+            f"{flag} {layout.depthmap(name)}: is {width} x {height} but its image "
+            f"{rgb_3hw.shape[-1]} x {rgb_3hw.shape[-2]}; make the depth map from the processed image"
+        )
+    try:
+        prompt = layout.prompt(name).read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise UserError(f"{flag} {layout.prompt(name)}: is not UTF-8 text") from None
+    rgb_pixels = MODALITIES["rgb"].to_pixels(centre_crop(rgb_3hw))
+    depth_pixels = MODALITIES["depth"].to_pixels(centre_crop(disparity_hw), transform=depth_transform)
+    return name, rgb_pixels, depth_pixels, prompt
 
 
 def list_images(folder: Path) -> list[Path]:
