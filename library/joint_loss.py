@@ -82,8 +82,14 @@ def noisy_pairs(batch: Batch, *, noise_MBChw: Tensor, t_MB: Tensor) -> NoisyPair
     )
 
 
-def joint_flow_loss(model: nn.Module, noisy: NoisyPairs, *, text: TextFeatures, guidance: float) -> Tensor:
-    """Mean squared error between predicted and true velocities over both modalities, no weighting; a float32 scalar."""
+def predict(model: nn.Module, noisy: NoisyPairs, *, text: TextFeatures, guidance: float) -> Tensor:
+    """Return the model's velocities (M, B, L, D) in float32."""
     guidance_B = torch.full(noisy.t_MB.shape[1:], guidance, device=noisy.t_MB.device)
     v_MBLD = model(noisy.x_MBLD, t_MB=noisy.t_MB, text=text, image_ids=noisy.image_ids, guidance_B=guidance_B)
-    return torch.nn.functional.mse_loss(v_MBLD.float(), noisy.target_MBLD.float())
+    return v_MBLD.float()
+
+
+def joint_flow_loss(model: nn.Module, noisy: NoisyPairs, *, text: TextFeatures, guidance: float) -> Tensor:
+    """Mean squared error between predicted and true velocities over both modalities, no weighting; a float32 scalar."""
+    v_MBLD = predict(model, noisy, text=text, guidance=guidance)
+    return torch.nn.functional.mse_loss(v_MBLD, noisy.target_MBLD.float())

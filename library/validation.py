@@ -1,6 +1,8 @@
 """Loss on held-out pairs at fixed noise and a fixed grid of noise levels, one number for each task.
 
-Shape suffixes: M modality, B batch, C channels, h w latent rows and columns.
+It is that of the modalities which the task makes: the noise of a given one, at level 0, can't be known.
+
+Shape suffixes: M modality, B batch, L tokens, D width, C channels, h w latent rows and columns.
 """
 
 from collections.abc import Iterable
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from library.batches import Batch
-from library.joint_loss import joint_flow_loss, noisy_pairs
+from library.joint_loss import noisy_pairs, predict
 from library.modality import MODALITIES
 from library.randomness import generator_for
 from library.tasks import TASKS
@@ -45,6 +47,8 @@ def validation_loss(model: nn.Module, batches: Iterable[Batch], *, guidance: flo
             for level_M in levels:
                 t_MB = torch.tensor(level_M, device=noise_MBChw.device)[:, None].expand(-1, size)
                 noisy = noisy_pairs(batch, noise_MBChw=noise_MBChw, t_MB=t_MB)
-                loss = joint_flow_loss(model, noisy, text=batch.text, guidance=guidance)
-                sums[name] += float(loss) * size / len(levels)
+                v_MBLD = predict(model, noisy, text=batch.text, guidance=guidance)
+                error_M = (v_MBLD - noisy.target_MBLD.float()).square().mean(dim=(1, 2, 3))
+                made_M = torch.tensor(level_M, device=error_M.device) > 0
+                sums[name] += float(error_M[made_M].mean()) * size / len(levels)
     return {name: value / max(count, 1) for name, value in sums.items()}
