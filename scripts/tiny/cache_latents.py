@@ -2,13 +2,12 @@
 
     python scripts/tiny/cache_latents.py --scenes FOLDER --ae FOLDER/ae.safetensors --output FILE
 
-writes one safetensors file with "rgb" and, if asked for, "depth", each (N, 16, h / 8, w / 8) in fp16, scaled as the
-transformer reads them. Row n belongs to the n-th name in order; the names are in the header (`read_names`).
+writes one safetensors file with "rgb" and "depth", each (N, 16, h / 8, w / 8) in fp16, scaled as the transformer reads
+them. Row n belongs to the n-th name in order; the names are in the header (`read_names`).
 """
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,6 @@ class LatentCacheArgs(Flags):
     scenes: Path = flag(help="prepared scene folder (dataset/make_scenes.py)")
     ae: Path = flag(help="autoencoder, with ae.json beside it")
     output: Path = flag(help="safetensors file to write")
-    depth: bool = flag(False, help="encode the disparity too, not only the colours")
     limit: int | None = flag(None, help="encode the first so many scenes only", minimum=1)
     num_threads: int = flag(0, help="CPU threads; 0 takes all this process may use", minimum=0)
 
@@ -43,17 +41,14 @@ def read_names(path: Path) -> list[str]:
 
 
 @torch.inference_mode()
-def cache_latents(
-    scenes: Path, *, ae: Path, output: Path, kinds: Sequence[str] = ("rgb",), limit: int | None = None
-) -> None:
+def cache_latents(scenes: Path, *, ae: Path, output: Path, limit: int | None = None) -> None:
     """Encode the scenes in batches, the posterior's mean, and write `output`."""
     names = sample_names(scenes, flag="--scenes")[:limit]
     autoencoder = load_autoencoder(ae).to(memory_format=torch.channels_last)
-    parts: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
+    parts: dict[str, list[torch.Tensor]] = {"rgb": [], "depth": []}
     for start in range(0, len(names), BATCH):
         pictures = load_pictures(scenes, names[start : start + BATCH], flag="--scenes")
-        for kind in kinds:
-            pixels = pictures.rgb() if kind == "rgb" else pictures.depth()
+        for kind, pixels in (("rgb", pictures.rgb()), ("depth", pictures.depth())):
             parts[kind].append(autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).half())
         if start // BATCH % 100 == 0:
             say(f"{start + len(pictures)} of {len(names)}")
@@ -68,8 +63,7 @@ def main() -> None:
     """Read the flags and encode."""
     args = parse(sys.argv[1:], LatentCacheArgs, description=__doc__)
     set_threads(args.num_threads)
-    kinds = ("rgb", "depth") if args.depth else ("rgb",)
-    cache_latents(args.scenes, ae=args.ae, output=args.output, kinds=kinds, limit=args.limit)
+    cache_latents(args.scenes, ae=args.ae, output=args.output, limit=args.limit)
 
 
 if __name__ == "__main__":

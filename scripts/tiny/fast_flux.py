@@ -308,8 +308,13 @@ class FastFlux:
         _kernels = _kernels or compile_kernels()
         return FastFlux(flux) if _kernels is not None else None
 
-    def __call__(self, x_BLD: Tensor, *, t_B: Tensor, text: TextFeatures, image_ids: Tensor) -> Tensor:
-        """Predict the velocity; shapes as in `Flux.forward`, one leading axis, no text mask."""
+    def __call__(
+        self, x_BLD: Tensor, *, t_B: Tensor, text: TextFeatures, image_ids: Tensor, tap: int
+    ) -> tuple[Tensor, Tensor]:
+        """Predict the velocity, and return the image tokens after single-stream block `tap` too.
+
+        Shapes as in `Flux.forward`, one leading axis, no text mask.
+        """
         flux = self.flux
         assert _kernels is not None
         _kernels.use_threads(ctypes.c_long(torch.get_num_threads()))
@@ -321,8 +326,10 @@ class FastFlux:
             img, txt = _double(block, img, txt, vec_BD, rotary)
         joined = torch.cat([txt, img], dim=1)
         *blocks, last = flux.single_blocks
-        for block in blocks:
+        for index, block in enumerate(blocks):
             joined = _single(block, joined, vec_BD, rotary)
+            if index == tap:
+                tapped = joined[:, txt.shape[1] :]
         img = _last(last, joined, vec_BD, rotary, skip=txt.shape[1])
         shift, scale = flux.final_layer.adaLN_modulation(vec_BD).chunk(2, dim=-1)
-        return flux.final_layer.linear(_NormModulate.apply(img, shift, scale))
+        return flux.final_layer.linear(_NormModulate.apply(img, shift, scale)), tapped

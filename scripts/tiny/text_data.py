@@ -20,9 +20,10 @@ from library.flux.latents import pack
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """What one step reads: clean packed latents and the ids of their captions."""
+    """What one step reads: clean packed latents of pictures and depth maps, and the ids of the captions."""
 
     x_BLD: Tensor
+    depth_BLD: Tensor
     clip_ids_BL: Tensor
     t5_ids_BL: Tensor
 
@@ -32,6 +33,7 @@ class Samples:
     """A data set in memory, and the ids of the empty prompt (1, L)."""
 
     x_NLD: Tensor
+    depth_NLD: Tensor
     clip_ids_NL: Tensor
     t5_ids_NL: Tensor
     empty_clip_1L: Tensor
@@ -43,6 +45,7 @@ class Samples:
     def __getitem__(self, which: slice) -> "Samples":
         return Samples(
             x_NLD=self.x_NLD[which],
+            depth_NLD=self.depth_NLD[which],
             clip_ids_NL=self.clip_ids_NL[which],
             t5_ids_NL=self.t5_ids_NL[which],
             empty_clip_1L=self.empty_clip_1L,
@@ -51,7 +54,12 @@ class Samples:
 
     def all(self) -> Batch:
         """Return the whole set with its own captions."""
-        return Batch(x_BLD=self.x_NLD, clip_ids_BL=self.clip_ids_NL.long(), t5_ids_BL=self.t5_ids_NL.long())
+        return Batch(
+            x_BLD=self.x_NLD,
+            depth_BLD=self.depth_NLD,
+            clip_ids_BL=self.clip_ids_NL.long(),
+            t5_ids_BL=self.t5_ids_NL.long(),
+        )
 
     def draw(self, count: int, *, text_dropout: float, generator: Generator) -> Batch:
         """Draw samples with replacement; a share of the captions gives way to the empty prompt."""
@@ -59,6 +67,7 @@ class Samples:
         dropped_B1 = torch.rand(count, 1, generator=generator) < text_dropout
         return Batch(
             x_BLD=self.x_NLD[index],
+            depth_BLD=self.depth_NLD[index],
             clip_ids_BL=torch.where(dropped_B1, self.empty_clip_1L, self.clip_ids_NL[index]).long(),
             t5_ids_BL=torch.where(dropped_B1, self.empty_t5_1L, self.t5_ids_NL[index]).long(),
         )
@@ -77,16 +86,20 @@ def load_samples(
     captions = read_captions(scenes, limit=limit)
     if not latents.exists():
         cache_latents(scenes, ae=ae, output=latents)
-    z_NChw = load_file(latents)["rgb"][:limit]
-    if limit is None and len(z_NChw) != len(captions):
-        raise UserError(f"--latents {latents}: {len(z_NChw)} samples, but --scenes has {len(captions)}; make them anew")
-    count = min(len(captions), len(z_NChw))
+    kept = load_file(latents)
+    if not {"rgb", "depth"} <= kept.keys():
+        raise UserError(f"--latents {latents}: not a file of scripts/tiny/cache_latents.py (keys rgb and depth)")
+    count = len(kept["rgb"])
+    if limit is None and count != len(captions):
+        raise UserError(f"--latents {latents}: {count} samples, but --scenes has {len(captions)}; make them anew")
+    count = min(len(captions), count)
     clip_ids = [_ids(clip_tokenizer, texts) for texts in (captions[:count], [" "])]
     t5_ids = [_ids(t5_tokenizer, texts) for texts in (captions[:count], [" "])]
     # CLIP is causal and pools at its end token, so positions that no caption reaches can be left away
     longest = int((clip_ids[0] != clip_tokenizer.pad_token_id).sum(dim=1).max()) + 1
     return Samples(
-        x_NLD=pack(z_NChw[:count]).to(torch.bfloat16),
+        x_NLD=pack(kept["rgb"][:count]).to(torch.bfloat16),
+        depth_NLD=pack(kept["depth"][:count]).to(torch.bfloat16),
         clip_ids_NL=clip_ids[0][:, :longest],
         t5_ids_NL=t5_ids[0],
         empty_clip_1L=clip_ids[1][:, :longest],

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from fast_flux import FastFlux
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel
@@ -24,17 +25,26 @@ CLIP_LAYERS, CLIP_HEADS = 2, 2
 T5_LAYERS, T5_HEADS = 3, 4
 CLIP_SETTINGS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id")
 T5_SETTINGS = ("feed_forward_proj", "relative_attention_max_distance", "layer_norm_epsilon")
+TAP = 1  # single-stream block, about half-way, after which the depth is read off
 CONDITION_STD = 0.02  # start of the embedders of noise level and pooled text, as in DiT (arXiv 2212.09748)
 
 
 class TextToImage(nn.Module):
-    """CLIP, T5 and Flux: token ids and noisy latents in, velocity out."""
+    """CLIP, T5 and Flux: token ids and noisy latents in, velocity out.
+
+    While it trains, a linear `depth_head` reads the clean depth latents off the middle of the image stream. A big
+    backbone learns the geometry of its pictures from their number; this one is told (compare the alignment with a
+    pretrained encoder's features of Yu et al., arXiv 2410.06940). The head is in none of the saved files.
+    """
 
     def __init__(self, *, clip: CLIPTextModel, t5: T5EncoderModel, flux: Flux) -> None:
         super().__init__()
         self.clip, self.t5, self.flux = clip, t5, flux
         self.flux.kernel = KERNELS["matmul"]  # faster than the fused one for bfloat16 and so few tokens on a CPU
         self.fast = FastFlux.make(flux)
+        self.depth_head = nn.Linear(flux.config.hidden_size, flux.config.in_channels)
+        nn.init.zeros_(self.depth_head.weight)
+        nn.init.zeros_(self.depth_head.bias)
         for encoder in (clip, t5):
             encoder.set_attn_implementation("eager")  # likewise
 
@@ -45,13 +55,20 @@ class TextToImage(nn.Module):
             pooled_BD=self.clip(input_ids=clip_ids_BL).pooler_output,
         )
 
-    def forward(self, x_BLD: Tensor, *, t_B: Tensor, text: TextFeatures) -> Tensor:
-        """Predict noise - x_0 for square pictures."""
+    def forward(self, x_BLD: Tensor, *, t_B: Tensor, text: TextFeatures) -> tuple[Tensor, Tensor]:
+        """Predict noise - x_0 and the clean depth latents, both (B, L, D), for square pictures."""
         side = round(x_BLD.shape[-2] ** 0.5)
         ids = image_ids(side, side, device=x_BLD.device)
-        dtype = self.flux.img_in.weight.dtype
-        run = self.fast if self.fast is not None and dtype == torch.bfloat16 else self.flux
-        return run(x_BLD.to(dtype), t_B=t_B, text=text, image_ids=ids)
+        x_BLD = x_BLD.to(self.flux.img_in.weight.dtype)
+        if self.fast is not None and x_BLD.dtype == torch.bfloat16:
+            velocity, hidden = self.fast(x_BLD, t_B=t_B, text=text, image_ids=ids, tap=TAP)
+        else:
+            kept: list[Tensor] = []
+            hook = self.flux.single_blocks[TAP].register_forward_hook(lambda _module, _inputs, out: kept.append(out))
+            velocity = self.flux(x_BLD, t_B=t_B, text=text, image_ids=ids)
+            hook.remove()
+            hidden = kept[0][..., -x_BLD.shape[-2] :, :]
+        return velocity, self.depth_head(F.layer_norm(hidden, hidden.shape[-1:]))
 
 
 def new_model(
@@ -109,7 +126,17 @@ def start_flux(flux: Flux, *, generator: torch.Generator) -> None:
 
 def is_hidden_matrix(name: str, weight: Tensor) -> bool:
     """Whether Muon may have this weight: a matrix between hidden layers, no embedding and no first or last layer."""
-    outer = ("embed", "shared", "relative_attention_bias", "flux.img_in", "flux.txt_in", "flux.final", "_in.", "mod")
+    outer = (
+        "embed",
+        "shared",
+        "relative_attention_bias",
+        "flux.img_in",
+        "flux.txt_in",
+        "flux.final",
+        "_in.",
+        "mod",
+        "depth_head",
+    )
     return weight.ndim == 2 and not any(part in name for part in outer)
 
 

@@ -1,5 +1,7 @@
 """Train the embedded model's text-to-image backbone with its two text encoders: rectified flow on cached latents.
 
+Beside the flow's loss stands that of a linear head which reads the depth off the middle blocks (`--depth_weight`).
+
     python scripts/tiny/train_backbone.py --scenes FOLDER --output FOLDER --minutes 60
 
 writes `flux1-tiny.safetensors`, `clip_l.safetensors` and `t5xxl_fp16.safetensors` (with JSON) into --output when the
@@ -54,7 +56,7 @@ class BackboneArgs(Flags):
     output: Path = flag(help="folder for the three files; tokenizer/ and tokenizer_2/ are expected or made there")
     minutes: float = flag(60.0, help="training time", minimum=0)
     latents: Path | None = flag(
-        None, help="scaled RGB latents of the scenes, key rgb; made with the autoencoder if absent"
+        None, help="latents of the scenes (scripts/tiny/cache_latents.py); made with the autoencoder if absent"
     )
     ae: Path | None = flag(None, help="autoencoder, for latents and pictures (default: ae.safetensors in --output)")
     init: Path | None = flag(None, help="folder with the three files of an earlier training to go on from")
@@ -69,6 +71,7 @@ class BackboneArgs(Flags):
     ema: float = flag(0.999, help="decay of the running average that is kept", minimum=0, below=1)
     shift: float = flag(1.8, help="shift of most noise levels; 1 is none, more is noisier", minimum=0)
     text_dropout: float = flag(0.1, help="share of captions replaced by the empty prompt", minimum=0, maximum=1)
+    depth_weight: float = flag(1.0, help="weight of the middle blocks' depth; 0 trains on colours alone", minimum=0)
     save_minutes: float = flag(4.0, help="minutes between checkpoints", minimum=0)
     sheet_minutes: float = flag(8.0, help="minutes between sheets of pictures", minimum=0)
     seed: int = flag(0, help="seed of the start and of all batches")
@@ -78,14 +81,14 @@ class BackboneArgs(Flags):
 def draw_levels(count: int, *, shift: float, generator: Generator) -> Tensor:
     """Draw noise levels: most shifted logit-normal (Esser et al., arXiv 2403.03206), some uniform, some nearly clean.
 
-    The clean ones matter here: a given image is later a pass at t = 0 through this backbone.
+    The clean ones matter here: a given image is later a pass at t = 0 through this backbone, and must show its depth.
     """
     normal = torch.randn(count, generator=generator)
     most = torch.sigmoid(normal + torch.tensor(shift).log())
-    clean = torch.sigmoid(normal + torch.tensor(0.2).log())
+    clean = torch.sigmoid(normal + torch.tensor(0.1).log())
     kind = torch.rand(count, generator=generator)
     uniform = torch.rand(count, generator=generator)
-    return torch.where(kind < 0.65, most, torch.where(kind < 0.85, uniform, clean))
+    return torch.where(kind < 0.55, most, torch.where(kind < 0.7, uniform, clean))
 
 
 class Trainer:
@@ -128,8 +131,9 @@ class Trainer:
         t_B = draw_levels(args.batch_size, shift=args.shift, generator=generator)
         noise_BLD = torch.randn(batch.x_BLD.shape, generator=generator)
         text = self.model.encode(batch.clip_ids_BL, batch.t5_ids_BL)
-        loss = flow_loss(self.model, batch.x_BLD.float(), noise_BLD, t_B=t_B, text=text).mean()
-        loss.backward()
+        flow_B, depth_B = losses(self.model, batch.x_BLD.float(), batch.depth_BLD, noise_BLD, t_B=t_B, text=text)
+        loss = flow_B.mean()
+        (loss + args.depth_weight * depth_B.mean()).backward()
         decay = min(args.ema, (1 + self.step) / (10 + self.step))
         self.weights.step(rate=self.rate(), clip=args.clip, decay=decay)
         return loss.detach()
@@ -154,26 +158,31 @@ class Trainer:
         self.step, self.seconds = position["step"], position["seconds"]
 
 
-def flow_loss(model: TextToImage, x_BLD: Tensor, noise_BLD: Tensor, *, t_B: Tensor, text: TextFeatures) -> Tensor:
-    """Squared error of the velocity noise - x_0, a mean for each sample (B,)."""
+def losses(
+    model: TextToImage, x_BLD: Tensor, depth_BLD: Tensor, noise_BLD: Tensor, *, t_B: Tensor, text: TextFeatures
+) -> tuple[Tensor, Tensor]:
+    """Squared errors of the velocity noise - x_0 and of the depth latents, each a mean for each sample (B,)."""
     t = t_B[:, None, None]
-    velocity = model((1 - t) * x_BLD + t * noise_BLD, t_B=t_B, text=text)
-    return (velocity.float() - (noise_BLD - x_BLD)).square().mean(dim=(1, 2))
+    velocity, depth = model((1 - t) * x_BLD + t * noise_BLD, t_B=t_B, text=text)
+    flow_B = (velocity.float() - (noise_BLD - x_BLD)).square().mean(dim=(1, 2))
+    return flow_B, (depth.float() - depth_BLD.float()).square().mean(dim=(1, 2))
 
 
 @torch.no_grad()
 def validate(model: TextToImage, samples: Samples) -> dict[str, float]:
-    """Loss on held-out scenes with noise and levels that never change, and the same for each level."""
+    """Losses on held-out scenes with noise and levels that never change, the flow's for each level too."""
     batch = samples.all()
     noise_BLD = torch.randn(batch.x_BLD.shape, generator=generator_for("validation"))
     t_B = torch.tensor(VALIDATION_LEVELS).repeat(len(noise_BLD) // len(VALIDATION_LEVELS) + 1)[: len(noise_BLD)]
-    parts = []
+    parts: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(t_B), 64):
         part = slice(start, start + 64)
         text = model.encode(batch.clip_ids_BL[part], batch.t5_ids_BL[part])
-        parts.append(flow_loss(model, batch.x_BLD[part].float(), noise_BLD[part], t_B=t_B[part], text=text))
-    loss_B = torch.cat(parts)
-    return {"loss": float(loss_B.mean())} | {f"t{t:g}": float(loss_B[t_B == t].mean()) for t in VALIDATION_LEVELS}
+        x_BLD, depth_BLD = batch.x_BLD[part].float(), batch.depth_BLD[part]
+        parts.append(losses(model, x_BLD, depth_BLD, noise_BLD[part], t_B=t_B[part], text=text))
+    flow_B, depth_B = (torch.cat(each) for each in zip(*parts, strict=True))
+    figures = {"loss": float(flow_B.mean()), "depth": float(depth_B.mean())}
+    return figures | {f"t{t:g}": float(flow_B[t_B == t].mean()) for t in VALIDATION_LEVELS}
 
 
 @torch.no_grad()
@@ -186,7 +195,8 @@ def save_sheet(path: Path, model: TextToImage, samples: Samples, *, ae: Path) ->
     text = model.encode(batch.clip_ids_BL[:count], batch.t5_ids_BL[:count])
     levels = timestep_schedule(STEPS, x_BLD.shape[1])
     for t, t_next in zip(levels[:-1], levels[1:], strict=True):
-        x_BLD = x_BLD + (t_next - t) * model(x_BLD, t_B=torch.full((len(x_BLD),), t), text=text).float()
+        velocity_BLD, _ = model(x_BLD, t_B=torch.full((len(x_BLD),), t), text=text)
+        x_BLD = x_BLD + (t_next - t) * velocity_BLD.float()
     side = round(x_BLD.shape[1] ** 0.5)
     pixels = MODALITIES["rgb"].from_pixels(autoencoder.decode(unpack(x_BLD, height=side, width=side)))
     rows = [torch.cat(list(row), dim=-1) for row in pixels.unflatten(0, (SHEET_ROWS, -1))]
@@ -244,7 +254,7 @@ class Report:
         levels = " ".join(f"{figures[f't{t:g}']:.3f}" for t in VALIDATION_LEVELS)
         say(
             f"{trainer.progress:4.0%} {minutes:.1f} min step {trainer.step} {speed:.1f} samples/s "
-            f"loss {train_loss:.4f} held-out {figures['loss']:.4f} by level {levels}"
+            f"loss {train_loss:.4f} held-out {figures['loss']:.4f} depth {figures['depth']:.4f} by level {levels}"
         )
         self.history.append({"minutes": minutes, "step": trainer.step, "train": train_loss, **figures})
         write_json(self.folder / "log.json", self.history)

@@ -19,7 +19,7 @@ def batch(*, names=("a", "b")):
 
 
 def knows(modality):
-    """A model that is right about one modality, when it is noisy and the clean value is zero, and off by 7 elsewhere."""
+    """A model that is right about one modality where that is noisy and clean zeros, and far off elsewhere."""
 
     def model(x_MBLD, *, t_MB, **_others):
         answer = torch.full_like(x_MBLD, 7.0)

@@ -71,7 +71,7 @@ def test_the_released_file_has_standard_latents_and_fills_the_cache(pictures, tm
     latents = released.encode(torch.cat([pictures.rgb(), pictures.depth()]))
     assert abs(latents.mean()) < 0.01 and abs(latents.std() - 1) < 0.01
     output = tmp_path / "latents.safetensors"
-    cache_latents(tmp_path, ae=tmp_path / "ae.safetensors", output=output, kinds=("rgb", "depth"))
+    cache_latents(tmp_path, ae=tmp_path / "ae.safetensors", output=output)
     cached = load_file(output)
     assert read_names(output) == names
     torch.testing.assert_close(cached["rgb"].float(), latents[:3], atol=0.02, rtol=0.01)
