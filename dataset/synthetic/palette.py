@@ -5,6 +5,8 @@ Colours are albedos in linear light. Pictures are encoded with a gamma of exactl
 
 from torch import Tensor
 
+from library.evaluation.colors import oklab
+
 PALETTE: dict[str, tuple[float, float, float]] = {
     "red": (0.72, 0.030, 0.035),
     "orange": (0.94, 0.290, 0.015),
@@ -28,25 +30,6 @@ _LIGHT_LEVELS = (0.55, 0.75, 0.95, 1.2)
 _LIGHTNESS_WEIGHT = 0.6  # below 1: shading moves lightness far more than hue
 
 
-def _oklab(linear_N3: Tensor) -> Tensor:
-    """Linear sRGB to Oklab (Ottosson 2020)."""
-    to_lms = linear_N3.new_tensor(
-        [
-            [0.4122214708, 0.5363325363, 0.0514459929],
-            [0.2119034982, 0.6806995451, 0.1073969566],
-            [0.0883024619, 0.2817188376, 0.6299787005],
-        ]
-    )
-    to_lab = linear_N3.new_tensor(
-        [
-            [0.2104542553, 0.7936177850, -0.0040720468],
-            [1.9779984951, -2.4285922050, 0.4505937099],
-            [0.0259040371, 0.7827717662, -0.8086757660],
-        ]
-    )
-    return (linear_N3 @ to_lms.T).clamp_min(0).pow(1 / 3) @ to_lab.T
-
-
 def nearest_colour(rgb_3hw: Tensor, mask: Tensor) -> str:
     """Name the palette colour of the object under `mask`.
 
@@ -65,7 +48,7 @@ def nearest_colour(rgb_3hw: Tensor, mask: Tensor) -> str:
     levels_G = pixels_N3.new_tensor(_LIGHT_LEVELS)
     albedo_P3 = pixels_N3.new_tensor(list(PALETTE.values()))
     looks_PG3 = (albedo_P3[:, None] * levels_G[:, None]).clamp(0, 1)
-    difference_PG3 = _oklab(looks_PG3.reshape(-1, 3)).reshape(looks_PG3.shape) - _oklab(seen_3[None])[0]
+    difference_PG3 = oklab(looks_PG3.reshape(-1, 3)).reshape(looks_PG3.shape) - oklab(seen_3[None])[0]
     weights_3 = pixels_N3.new_tensor([_LIGHTNESS_WEIGHT, 1.0, 1.0])
     distance_P = (difference_PG3 * weights_3).square().sum(-1).amin(-1)
     return COLOURS[int(distance_P.argmin())]

@@ -54,23 +54,23 @@ class Palette:
         return tuple(self.albedo)
 
 
-def oklab(rgb: Tensor) -> Tensor:
-    """Return Oklab (Ottosson, 2020) of colours in [0, 1] with gamma 2, colour in the last axis."""
-    to_lms = rgb.new_tensor(
+def oklab(linear: Tensor) -> Tensor:
+    """Return Oklab (Ottosson, 2020) of colours in linear light from 0, sRGB's primaries, colour in the last axis."""
+    to_lms = linear.new_tensor(
         [
             [0.4122214708, 0.5363325363, 0.0514459929],
             [0.2119034982, 0.6806995451, 0.1073969566],
             [0.0883024619, 0.2817188376, 0.6299787005],
         ]
     )
-    to_lab = rgb.new_tensor(
+    to_lab = linear.new_tensor(
         [
             [0.2104542553, 0.7936177850, -0.0040720468],
             [1.9779984951, -2.4285922050, 0.4505937099],
             [0.0259040371, 0.7827717662, -0.8086757660],
         ]
     )
-    return (rgb.square() @ to_lms.T).clamp_min(0).pow(1 / 3) @ to_lab.T
+    return (linear @ to_lms.T).clamp_min(0).pow(1 / 3) @ to_lab.T
 
 
 class ColorFinder:
@@ -79,12 +79,12 @@ class ColorFinder:
     def __init__(self, palette: Palette) -> None:
         self.palette = palette
         levels = (torch.arange(_CUBE) + 0.5) / _CUBE
-        seen = oklab(torch.cartesian_prod(levels, levels, levels))
+        seen = oklab(torch.cartesian_prod(levels, levels, levels).square())
         weight_3 = torch.tensor([LIGHTNESS_WEIGHT, 1.0, 1.0])
         distances = []
         for albedo in palette.albedo.values():
             looks_G3 = torch.tensor(albedo) * torch.tensor(LIGHT_LEVELS)[:, None]
-            distances.append(torch.cdist(seen * weight_3, oklab(looks_G3.clamp(0, 1).sqrt()) * weight_3).amin(1))
+            distances.append(torch.cdist(seen * weight_3, oklab(looks_G3.clamp(0, 1)) * weight_3).amin(1))
         nearest, self._label = torch.stack(distances).min(0)
         self._label[nearest > MAX_DISTANCE] = -1
 
@@ -114,7 +114,7 @@ class ColorFinder:
 def _like_border(rgb_B3hw: Tensor) -> Tensor:
     """Return where a pixel has about the colour of some pixel of its picture's border, bool (B, h, w)."""
     weight_3 = rgb_B3hw.new_tensor([1.0, 2.0, 2.0])  # hue tells things apart better than lightness
-    lab_Bhw3 = oklab(rgb_B3hw.clamp(0, 1).movedim(1, -1)) * weight_3
+    lab_Bhw3 = oklab(rgb_B3hw.clamp(0, 1).square().movedim(1, -1)) * weight_3
     near = []
     for lab_hw3 in lab_Bhw3:
         sides = (lab_hw3[0], lab_hw3[-1], lab_hw3[:, 0], lab_hw3[:, -1])
