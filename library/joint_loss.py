@@ -15,7 +15,7 @@ from library.flux.latents import PATCH, image_ids, pack
 from library.flux.text import TextFeatures
 from library.modality import MODALITIES
 from library.randomness import generator_for
-from library.timesteps import sample_pair_timesteps
+from library.timesteps import SAMPLINGS, sample_pair_timesteps
 
 TEXT_DROPOUT = 0.1  # JointDiT, section 4
 
@@ -27,6 +27,7 @@ class NoiseSettings:
     seed: int
     shift: float
     clean_shift: float
+    sampling: str = "shift"
     unbalanced: bool = True
     text_dropout: float = TEXT_DROPOUT
 
@@ -57,9 +58,12 @@ def draw(settings: NoiseSettings, *, step: int, indices: Sequence[int], shape: S
     is split among processes and micro-batches.
     """
     generators = [generator_for(settings.seed, "sample", step, index) for index in indices]
+    sampling = SAMPLINGS[settings.sampling]
+    _, height, width = shape
     t_MB = sample_pair_timesteps(
         len(generators),
-        shift=settings.shift,
+        density=sampling.density,
+        shift=sampling.shift(settings.shift, (height // PATCH) * (width // PATCH)),
         clean_shift=settings.clean_shift,
         unbalanced=settings.unbalanced,
         generators=generators,

@@ -66,7 +66,14 @@ _RECIPE = (
     "depth_transform",
 )
 # Switches of the method, told in the add-ons' header.
-_SWITCHES = ("discrete_flow_shift", "clean_flow_shift", "unbalanced_sampling", "text_dropout", "guidance_scale")
+_SWITCHES = (
+    "timestep_sampling",
+    "discrete_flow_shift",
+    "clean_flow_shift",
+    "unbalanced_sampling",
+    "text_dropout",
+    "guidance_scale",
+)
 
 
 class Trainer:
@@ -100,6 +107,7 @@ class Trainer:
         self.total = args.max_train_steps or self.order.steps_for(args.max_train_epochs or 1)
         self.noise = NoiseSettings(
             seed=args.seed,
+            sampling=args.timestep_sampling,
             shift=args.discrete_flow_shift,
             clean_shift=args.clean_flow_shift,
             unbalanced=args.unbalanced_sampling,

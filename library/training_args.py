@@ -19,7 +19,7 @@ from library.errors import UserError
 from library.jointdit.attention import WEIGHTINGS
 from library.jointdit.model import LoraRanks
 from library.modality import DEPTH_TRANSFORMS
-from library.timesteps import CLEAN_SHIFT, SHIFT
+from library.timesteps import CLEAN_SHIFT, SAMPLINGS, SHIFT
 
 PRECISIONS = {"float": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -92,8 +92,15 @@ class RecipeArgs(Flags):
     gradient_checkpointing: bool = flag(
         False, help="recompute the blocks in the backward pass: less memory, a third slower"
     )
-    timestep_sampling: str = flag("shift", help="density of the noise levels", choices=("shift",))
-    discrete_flow_shift: float = flag(SHIFT, help="shift of the noise levels of both modalities", minimum=1e-6)
+    timestep_sampling: str = flag(
+        "shift",
+        help="density of the noise levels: logit-normal moved by --discrete_flow_shift (the paper's), by FLUX.1-dev's "
+        "shift for the image size, or not at all; or uniform",
+        choices=tuple(SAMPLINGS),
+    )
+    discrete_flow_shift: float = flag(
+        SHIFT, help="shift of the noise levels of --timestep_sampling shift, towards noise above 1", minimum=1e-6
+    )
     clean_flow_shift: float = flag(
         CLEAN_SHIFT,
         help="shift of the cleaner modality's noise level where the two differ (half of the pairs)",
@@ -176,6 +183,11 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
         super().__post_init__()
         if self.max_train_steps is None and self.max_train_epochs is None:
             raise UserError("--max_train_epochs: how long to train isn't said; give it or --max_train_steps")
+        if self.timestep_sampling != "shift" and self.discrete_flow_shift != SHIFT:
+            raise UserError(
+                f"--discrete_flow_shift {self.discrete_flow_shift}: has no effect on --timestep_sampling "
+                f"{self.timestep_sampling}; leave it away, or use --timestep_sampling shift"
+            )
         if self.val_every_n_steps is not None and self.validation_folder is None:
             raise UserError(
                 f"--val_every_n_steps {self.val_every_n_steps}: needs held-out pairs; give --validation_folder"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from golden_files import tensors
 
-from library.timesteps import sample_pair_timesteps, shifted_logit_normal
+from library.flux.schedule import timestep_schedule
+from library.timesteps import CLEAN_SHIFT, SAMPLINGS, SHIFT, sample_pair_timesteps, shifted_logit_normal
 
 DRAWS = 20_000
 
@@ -107,3 +108,51 @@ def test_shifts_move_the_levels():
 def test_a_generator_for_each_pair_is_needed():
     with pytest.raises(ValueError, match="2 pairs need as many generators, not 1"):
         sample_pair_timesteps(2, generators=seeded([0]))
+
+
+NORMAL = torch.distributions.Normal(0.0, 1.0)
+
+
+def logit_normal_cdf(t, *, shift):
+    return NORMAL.cdf(torch.logit(t) - torch.tensor(shift).log())
+
+
+def shifted_uniform_cdf(t, *, shift):
+    return t / (shift - (shift - 1) * t)
+
+
+LAWS = {
+    "shift": (logit_normal_cdf, SHIFT),
+    "flux_shift": (logit_normal_cdf, 1.8776106),  # e^(0.5 + 0.65 (1024 - 256) / 3840)
+    "sigmoid": (logit_normal_cdf, 1.0),
+    "uniform": (shifted_uniform_cdf, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_laws_of_the_levels_of_a_pair(name):
+    cdf, shift = LAWS[name]
+    sampling = SAMPLINGS[name]
+    assert sampling.shift(SHIFT, 1024) == pytest.approx(shift, rel=1e-6)
+    generator = torch.Generator().manual_seed(1)
+    t_MB = sample_pair_timesteps(
+        DRAWS, density=sampling.density, shift=sampling.shift(SHIFT, 1024), generators=[generator] * DRAWS
+    )
+    assert t_MB.min() > 0 and t_MB.max() < 1
+    shared_B = t_MB[0] == t_MB[1]
+    assert abs(shared_B.float().mean() - 0.5) < bound(0.5)
+    for t in torch.tensor([0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95]):
+        noisy, clean = float(cdf(t, shift=shift)), float(cdf(t, shift=CLEAN_SHIFT))
+        # Of pairs with one level: f. Of the others: f for one modality, g for the other, either way round.
+        assert abs((t_MB[0][shared_B] <= t).float().mean() - noisy) < 2**0.5 * bound(noisy)
+        for t_B in t_MB:
+            own = (noisy + clean) / 2
+            assert abs((t_B[~shared_B] <= t).float().mean() - own) < 2**0.5 * bound(own)
+        both = (t_MB[:, ~shared_B] <= t).all(dim=0).float().mean()
+        assert abs(both - noisy * clean) < 2**0.5 * bound(noisy * clean)
+
+
+def test_the_native_shift_is_that_of_the_sampler():
+    # A schedule's middle level is shift / (1 + shift).
+    middle = timestep_schedule(2, 1024)[1]
+    assert middle / (1 - middle) == pytest.approx(SAMPLINGS["flux_shift"].shift(SHIFT, 1024), rel=1e-5)

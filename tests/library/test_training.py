@@ -223,6 +223,10 @@ def test_released_flags_parse_and_those_without_effect_are_named(caplog):
         ),
         (["--max_train_steps", "1", "--exp_name", "a/b"], "--exp_name 'a/b': must be a plain name"),
         (["--max_train_steps", "1", "--val_every_n_steps", "5"], "--val_every_n_steps 5: needs held-out pairs"),
+        (
+            ["--max_train_steps", "1", "--timestep_sampling", "sigmoid", "--discrete_flow_shift", "2"],
+            "--discrete_flow_shift 2.0: has no effect on --timestep_sampling sigmoid",
+        ),
     ],
 )
 def test_mistakes_in_flags(more, message):
