@@ -1,18 +1,20 @@
 """Write synthetic scenes as a prepared image folder: images, disparity, captions, metric depth and records.
 
-    python dataset/make_scenes.py --output FOLDER --count 1000 --size 128 --seed 0
+    python dataset/make_scenes.py --output FOLDER --count 1000 --size 128 --seed 0 --workers 4
 
-A sample that is complete is skipped, so a broken run goes on where it stopped; its record is written last.
+A scene's files are a function of seed, index and size alone, whatever the number of processes. A sample that is
+complete is skipped, so a broken run goes on where it stopped; its record is written last. Launched several times over
+(accelerate launch, torch.distributed.run), each process makes its own share of the indices.
 """
 
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +23,16 @@ from PIL import Image
 
 from dataset.layout import Layout, sample_name
 from dataset.synthetic import GENERATOR_VERSION, render_batch
-from library.cli import run_main, say, set_threads
+from dataset.workers import map_in_workers
+from library.cli import local_rank, process_count, process_rank, run_main, say, set_threads
 from library.errors import UserError
 from library.files import write_atomically, write_json, write_text
 from library.flags import Flags, flag, parse
 
 logger = logging.getLogger(__name__)
 
-_BATCH = {"cpu": 8, "cuda": 64}
+_BATCH = {"cpu": 8, "cuda": 64}  # scenes of 128 px at a time, fewer of larger ones
+_LARGEST = 1024  # a scene of this size takes 0.5 GB and a second on a core
 _REPORT_SECONDS = 10.0
 
 
@@ -38,10 +42,10 @@ class ScenesArgs(Flags):
 
     output: Path = flag(help="the prepared image folder to fill", metavar="FOLDER")
     count: int = flag(help="how many scenes", minimum=1)
-    size: int = flag(128, help="side of the pictures in pixels", minimum=16)
+    size: int = flag(128, help="side of the pictures in pixels", minimum=16, maximum=_LARGEST)
     seed: int = flag(0, help="seed of the scenes; 1000001 is kept for evaluation", minimum=0)
     start: int = flag(0, help="index of the first scene", minimum=0)
-    workers: int = flag(1, help="processes that render, on a CPU", minimum=1)
+    workers: int = flag(1, help="processes that each launched process renders with, on a CPU", minimum=1)
     device: str = flag("cpu", help="what renders", choices=tuple(_BATCH))
 
     def __post_init__(self) -> None:
@@ -54,7 +58,7 @@ class ScenesArgs(Flags):
             raise UserError(f"--output {self.output}: is a file; name a folder")
 
 
-def save_scenes(layout: Layout, *, seed: int, indices: list[int], size: int, device: str = "cpu") -> int:
+def save_scenes(indices: list[int], *, layout: Layout, seed: int, size: int, device: str = "cpu") -> int:
     """Render some scenes and write them; the record comes last and marks the sample as complete."""
     batch = render_batch(seed, indices, size, device)
     rgb_Bhw3 = (batch.rgb_B3hw * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -71,61 +75,81 @@ def save_scenes(layout: Layout, *, seed: int, indices: list[int], size: int, dev
     return len(indices)
 
 
-def _save_in_worker(root: Path, seed: int, indices: list[int], size: int) -> int:
-    """A worker process's share, on one thread."""
-    torch.set_num_threads(1)
-    return save_scenes(Layout(root), seed=seed, indices=indices, size=size)
-
-
 def _check_same_kind(layout: Layout, name: str, args: ScenesArgs) -> None:
     """A folder holds scenes of one seed, size and generator: a mixture would go unnoticed later."""
-    record = json.loads(layout.scene(name).read_text(encoding="utf-8"))
+    try:
+        record = json.loads(layout.scene(name).read_text(encoding="utf-8"))
+        found = {key: record[key] for key in ("generator_version", "seed", "size")}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"--output {layout.scene(name)}: is no record of a scene; delete it, or choose another folder"
+        ) from None
     where = f"--output {args.output}: holds scenes of"
-    if record["generator_version"] != GENERATOR_VERSION:
-        found = record["generator_version"]
-        raise UserError(f"{where} generator {found}, this is {GENERATOR_VERSION}; choose another folder")
+    if found["generator_version"] != GENERATOR_VERSION:
+        raise UserError(
+            f"{where} generator {found['generator_version']}, this is {GENERATOR_VERSION}; choose another folder"
+        )
     for key, wanted in (("seed", args.seed), ("size", args.size)):
-        if record[key] != wanted:
-            raise UserError(f"{where} --{key} {record[key]}, not {wanted}; choose another folder")
+        if found[key] != wanted:
+            raise UserError(f"{where} --{key} {found[key]}, not {wanted}; choose another folder")
 
 
-def _results(layout: Layout, args: ScenesArgs, batches: list[list[int]]) -> Iterator[int]:
-    """Sizes of the batches as they are done."""
-    if args.workers == 1:
-        for indices in batches:
-            yield save_scenes(layout, seed=args.seed, indices=indices, size=args.size, device=args.device)
-        return
-    # Forking a process in which torch has started its threads can hang.
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        waiting: set[Future[int]] = set()
-        for indices in batches:
-            waiting.add(pool.submit(_save_in_worker, args.output, args.seed, indices, args.size))
-            if len(waiting) >= 4 * args.workers:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        yield from (future.result() for future in waiting)
+def _find_missing(layout: Layout, args: ScenesArgs) -> bytearray:
+    """One byte for each index asked for: 1 where the scene is still to be made by this process.
+
+    The folder is read as a stream, so that millions of scenes take megabytes.
+    """
+    missing = bytearray(args.count)
+    for offset in range((process_rank() - args.start) % process_count(), args.count, process_count()):
+        missing[offset] = 1
+    if layout.scenes.is_dir():
+        checked = False
+        with os.scandir(layout.scenes) as entries:
+            for entry in entries:
+                name = entry.name.removesuffix(".json")
+                if not name.isdecimal() or sample_name(int(name)) != name:
+                    continue
+                if not checked:
+                    _check_same_kind(layout, name, args)
+                    checked = True
+                if 0 <= int(name) - args.start < args.count:
+                    missing[int(name) - args.start] = 0
+    return missing
+
+
+def _remove_leftovers(layout: Layout, args: ScenesArgs, missing: bytearray) -> None:
+    """Delete half-written files that a killed run left of scenes which only this process is about to make."""
+    for folder in (layout.processed_images, layout.depthmaps, layout.metric_depth, layout.text_prompts, layout.scenes):
+        for path in folder.glob(".*.tmp*"):
+            name = path.name[1:].split(".")[0]
+            if name.isdecimal() and 0 <= int(name) - args.start < args.count and missing[int(name) - args.start]:
+                path.unlink(missing_ok=True)
 
 
 def make_scenes(args: ScenesArgs) -> int:
-    """Render what is missing of the scenes asked for; returns how many that were."""
+    """Render what is missing of this process's share of the scenes asked for; returns how many that were."""
     layout = Layout(args.output)
-    there = {path.stem for path in layout.scenes.glob("*.json") if not path.name.startswith(".")}
-    if there:
-        _check_same_kind(layout, min(there), args)
-    missing = [i for i in range(args.start, args.start + args.count) if sample_name(i) not in there]
-    step = _BATCH[args.device]
-    batches = [missing[i : i + step] for i in range(0, len(missing), step)]
+    missing = _find_missing(layout, args)
+    total = sum(missing)
+    if not total:
+        return 0
+    _remove_leftovers(layout, args, missing)
+    at_once = max(1, _BATCH[args.device] * 128**2 // max(args.size, 128) ** 2)
+    indices = (args.start + offset for offset, wanted in enumerate(missing) if wanted)
+    batches = iter(lambda: list(islice(indices, at_once)), [])
+    device = f"cuda:{local_rank() % torch.cuda.device_count()}" if args.device == "cuda" else args.device
+    save = partial(save_scenes, layout=layout, seed=args.seed, size=args.size, device=device)
     begin = reported = time.monotonic()
     done = 0
-    for number in _results(layout, args, batches):
+    for number in map_in_workers(save, batches, workers=args.workers):
         done += number
         now = time.monotonic()
         if now - reported > _REPORT_SECONDS:
             reported = now
             each = (now - begin) / done
-            left = each * (len(missing) - done)
-            logger.info("%d of %d scenes, %.0f ms each, %.0f s left", done, len(missing), each * 1e3, left)
-    return len(missing)
+            left = each * (total - done)
+            logger.info("%d of %d scenes, %.0f ms each, %.0f s left", done, total, each * 1e3, left)
+    return total
 
 
 def main() -> None:
@@ -133,7 +157,10 @@ def main() -> None:
     args = parse(sys.argv[1:], ScenesArgs, description="Write synthetic scenes as a prepared image folder")
     set_threads(1)  # a frame is too small to share: more processes, not threads, make it faster
     made = make_scenes(args)
-    say(f"{args.count} scenes in {args.output}: {made} rendered, {args.count - made} were there")
+    if process_count() > 1:
+        say(f"{args.count} scenes in {args.output}: {made} rendered by the first of {process_count()} processes")
+    else:
+        say(f"{args.count} scenes in {args.output}: {made} rendered, {args.count - made} were there")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,17 @@
 """The scene generator: repeatable bits, exact depth, captions that are true, colours that can be told."""
 
-import json
 import math
 import re
 import statistics
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import dataset.synthetic.render as render
-from dataset.layout import Layout
-from dataset.make_scenes import ScenesArgs, make_scenes
 from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED, render_batch
 from dataset.synthetic.captions import APART, ASIDE, MAX_WORDS, VISIBLE_PIXELS
 from dataset.synthetic.geometry import KINDS, MAX_DEPTH, Rays, Solids, blocked, cast
 from dataset.synthetic.palette import COLOURS, PALETTE, nearest_colour
-from library.errors import UserError
 
 SIZE = 64
 COUNT = 32
@@ -263,42 +257,3 @@ def test_render_batch_refuses_nonsense():
     for arguments in ((0, [], 64), (0, [-1], 64), (-1, [0], 64), (0, [0], 8)):
         with pytest.raises(ValueError, match="needs indices"):
             render_batch(*arguments)
-
-
-def test_command_fills_a_folder_and_goes_on_where_it_stopped(tmp_path):
-    args = {"output": tmp_path, "size": 32, "seed": 5}
-    assert make_scenes(ScenesArgs(**args, count=3)) == 3
-    layout = Layout(tmp_path)
-    layout.scene("00000001").unlink()
-    layout.image("00000001").unlink()
-    before = layout.image("00000000").stat().st_mtime_ns
-    assert make_scenes(ScenesArgs(**args, count=4)) == 2
-    assert layout.image("00000000").stat().st_mtime_ns == before
-    truth = render_batch(5, [1], 32)
-    with Image.open(layout.image("00000001")) as image:
-        assert np.array_equal(np.asarray(image), (truth.rgb_B3hw[0] * 255).round().byte().permute(1, 2, 0).numpy())
-    assert np.array_equal(np.load(layout.depthmap("00000001")), truth.disparity_Bhw[0].numpy())
-    assert np.array_equal(np.load(layout.metric("00000001")), truth.metric_Bhw[0].numpy())
-    assert np.load(layout.depthmap("00000001")).dtype == np.float32
-    assert layout.prompt("00000001").read_text(encoding="utf-8") == truth.captions[0] + "\n"
-    assert json.loads(layout.scene("00000001").read_text(encoding="utf-8")) == truth.records[0]
-
-
-def test_command_refuses_to_mix_scenes(tmp_path):
-    make_scenes(ScenesArgs(output=tmp_path, count=1, size=32))
-    with pytest.raises(UserError, match=r"--output .*: holds scenes of --seed 0, not 1; choose another folder"):
-        make_scenes(ScenesArgs(output=tmp_path, count=1, size=32, seed=1))
-    with pytest.raises(UserError, match=r"--output .*: holds scenes of --size 32, not 64"):
-        make_scenes(ScenesArgs(output=tmp_path, count=1, size=64))
-    record = json.loads(Layout(tmp_path).scene("00000000").read_text(encoding="utf-8"))
-    Layout(tmp_path).scene("00000000").write_text(json.dumps(record | {"generator_version": 0}), encoding="utf-8")
-    with pytest.raises(UserError, match=r"holds scenes of generator 0, this is 1"):
-        make_scenes(ScenesArgs(output=tmp_path, count=1, size=32))
-
-
-def test_command_checks_its_flags(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--output .*file: is a file; name a folder"):
-        ScenesArgs(output=tmp_path / "file", count=1)
-    with pytest.raises(UserError, match=r"--workers 2: one process renders on a GPU|--device cuda: no CUDA device"):
-        ScenesArgs(output=tmp_path, count=1, device="cuda", workers=2)
