@@ -7,6 +7,7 @@ Both are map-style and stateless: what sample `index` is depends on the folder's
 import logging
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dataset.cache import CachedPair, read_meta, read_pair
@@ -56,7 +57,9 @@ class CachedPairs:
                     flag, folder, len(missing), missing[0],
                 )  # fmt: skip
 
-    def read(self, index: int) -> tuple[str, CachedPair]:
+    buckets = None
+
+    def read(self, index: int, *, generator: torch.Generator | None = None) -> tuple[str, CachedPair]:
         """Read one cached sample."""
         name = self.names[index]
         return name, read_pair(self.layout.cached(name))
@@ -100,7 +103,9 @@ class PicturePairs:
                     "lack theirs); make it, or take the image away"
                 )
 
-    def read(self, index: int) -> tuple[str, Tensor, Tensor, str]:
+    buckets = None
+
+    def read(self, index: int, *, generator: torch.Generator | None = None) -> tuple[str, Tensor, Tensor, str]:
         """Read one sample: name, RGB and depth pixels (3, h, w) in [-1, 1], prompt.
 
         Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from library.batches import Batch, PixelBatch
+from library.batches import Batch, LatentBatch, PixelBatch
 from library.flux.autoencoder import Autoencoder
 from library.flux.text import TextEncoders, TextFeatures
 from library.randomness import generator_for
@@ -27,6 +27,15 @@ class PromptEncoder:
         """Encode prompts to float32 features."""
         features = self.encoders.encode(list(prompts), with_mask=self.with_mask, with_ids=self.with_ids)
         return features.to(dtype=torch.float32)
+
+    def complete(self, latents: LatentBatch) -> Batch:
+        """Add the features of the prompts to cached latents."""
+        return Batch(
+            rgb_BChw=latents.rgb_BChw,
+            depth_BChw=latents.depth_BChw,
+            text=self.encode(latents.prompts),
+            names=latents.names,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

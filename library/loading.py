@@ -1,49 +1,101 @@
 """Feeding batches: a data loader over an endless, stateless stream of samples."""
 
+import logging
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from library.batches import Batch, PixelBatch
-from library.data_order import MicroBatches
+from library.batches import Batch, RawBatch
+from library.data_order import MicroBatches, Pick
 from library.errors import UserError
+from library.randomness import generator_for
+
+log = logging.getLogger(__name__)
+
+
+class BadSample(UserError):
+    """One sample is damaged or missing; training may go on without it, up to `--max_bad_samples` of them."""
 
 
 class Pairs(Protocol):
     """A map-style set of training pairs."""
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Names of all samples, in a fixed order."""
         ...
 
-    def read(self, index: int) -> Any:
-        """Read one sample; raises `UserError` naming what is missing or damaged."""
+    @property
+    def buckets(self) -> Tensor | None:
+        """Which size each sample has, as a number from 0 (int64); None if all have one."""
         ...
 
-    def collate(self, samples: list[Any]) -> Batch | PixelBatch:
+    def read(self, index: int, *, generator: torch.Generator | None = None) -> Any:
+        """Read one sample; `generator` draws what varies from time to time, without one the first form is read.
+
+        Raises:
+            BadSample: a file of it is damaged or missing.
+            UserError: the sample doesn't belong to the set.
+        """
+        ...
+
+    def collate(self, samples: list[Any]) -> Batch | RawBatch:
         """Make one batch of samples."""
         ...
 
 
-class _Safe(Dataset):
-    """Carries a `UserError` out of a worker process as a value: raised there, it would come back as a traceback."""
+class _Reader(Dataset):
+    """Reads micro-batches, in a worker process: a batch with the problems of the samples that were replaced.
 
-    def __init__(self, pairs: Pairs) -> None:
+    A `UserError` comes out as a value: raised in a worker it would come back as a traceback.
+    """
+
+    def __init__(self, pairs: Pairs, *, seed: int, max_bad_samples: int) -> None:
         self.pairs = pairs
+        self.seed = seed
+        self.max_bad_samples = max_bad_samples
 
     def __len__(self) -> int:
         return len(self.pairs.names)
 
-    def __getitems__(self, indices: list[int]) -> list[Any]:
+    def __getitems__(self, picks: list[Pick]) -> list[Any]:
+        problems: dict[str, str] = {}
         try:
-            return [self.pairs.collate([self.pairs.read(index) for index in indices])]
+            return [(self.pairs.collate([self.read(pick, problems) for pick in picks]), problems)]
         except UserError as error:
             return [error]
+
+    def read(self, pick: Pick, problems: dict[str, str]) -> Any:
+        """Read the sample of a pick, or else one of its size that is drawn for this very pick; note what is bad."""
+        for sample in self.candidates(pick):
+            try:
+                return self.pairs.read(sample, generator=generator_for(self.seed, "reading", pick.step, pick.index))
+            except BadSample as error:
+                problems[self.pairs.names[sample]] = str(error)
+                if len(problems) > self.max_bad_samples:
+                    raise self.too_many(problems) from None
+        raise UserError(f"--max_bad_samples {self.max_bad_samples}: no sample of this size can be read; repair them")
+
+    def candidates(self, pick: Pick) -> Iterator[int]:
+        """The sample of a pick, then all of its size in an order that depends on (seed, step, index) alone."""
+        yield pick.sample
+        buckets = self.pairs.buckets
+        alike = torch.arange(len(self)) if buckets is None else (buckets == buckets[pick.sample]).nonzero()[:, 0]
+        alike = alike[alike != pick.sample]
+        generator = generator_for(self.seed, "substitute", pick.step, pick.index)
+        yield from alike[torch.randperm(len(alike), generator=generator)].tolist()
+
+    def too_many(self, problems: dict[str, str]) -> UserError:
+        """What to say when more samples are bad than may be."""
+        last = list(problems.values())[-1]
+        if self.max_bad_samples == 0:
+            return UserError(last)
+        return UserError(f"--max_bad_samples {self.max_bad_samples}: more are damaged or missing; the last one: {last}")
 
 
 def _only(items: list[Any]) -> Any:
@@ -63,15 +115,20 @@ def worker_count(asked: int) -> int:
 
 
 def load_batches(
-    pairs: Pairs, micro_batches: MicroBatches, *, workers: int, pin: bool
-) -> Generator[Batch | PixelBatch, None, None]:
+    pairs: Pairs, micro_batches: MicroBatches, *, workers: int, pin: bool, max_bad_samples: int = 0
+) -> Generator[Batch | RawBatch, None, None]:
     """Yield the batches of `micro_batches` in order, read ahead by `workers` processes; close it to end them.
 
+    Up to `max_bad_samples` damaged or missing samples are named once each in the log and replaced, whenever they come
+    up, by others of their size. The replacement is drawn from (seed, step, index): it doesn't depend on what was read
+    before or by whom. The bound counts names, in each process by itself.
+
     Raises:
-        UserError: a sample is missing or damaged.
+        UserError: more samples than that are damaged or missing.
     """
+    reader = _Reader(pairs, seed=micro_batches.order.seed, max_bad_samples=max_bad_samples)
     loader = DataLoader(
-        _Safe(pairs),
+        reader,
         batch_sampler=micro_batches,
         num_workers=workers,
         collate_fn=_only,
@@ -82,11 +139,29 @@ def load_batches(
         generator=torch.Generator(),
     )
     batches = iter(loader)
+    known: dict[str, str] = {}
     try:
-        for batch in batches:
-            if isinstance(batch, UserError):
-                raise batch
+        for item in batches:
+            if isinstance(item, UserError):
+                raise item
+            batch, problems = item
+            for name in [name for name in problems if name not in known]:
+                # As an error, since processes other than the first are silent below.
+                log.error("skipped, and replaced by others: %s", problems[name])
+            known |= problems
+            if len(known) > max_bad_samples:
+                raise reader.too_many(known)
             yield batch
     finally:
         # Ends the workers now, even while an error's traceback keeps this frame alive.
         del batches, loader
+
+
+def first_batches(pairs: Pairs, *, count: int, batch_size: int) -> Iterator[Batch | RawBatch]:
+    """Yield the first `count` samples in their first form, in batches of one size each."""
+    groups: dict[int, list[int]] = {}
+    for index in range(min(count, len(pairs.names))):
+        groups.setdefault(int(pairs.buckets[index]) if pairs.buckets is not None else 0, []).append(index)
+    for members in groups.values():
+        for start in range(0, len(members), batch_size):
+            yield pairs.collate([pairs.read(index) for index in members[start : start + batch_size]])

@@ -82,7 +82,7 @@ def test_loader_gives_the_stream(tmp_path, workers):
     pairs = CachedPairs(tmp_path, depth_transform="none")
     micro_batches = MicroBatches(order=DataOrder(count=8, batch_size=3), start=0, stop=4)
     names = [batch.names for batch in load_batches(pairs, micro_batches, workers=workers, pin=False)]
-    assert names == [tuple(NAMES[index] for index in indices) for indices in micro_batches]
+    assert names == [tuple(NAMES[pick.sample] for pick in picks) for picks in micro_batches]
     layout.cached(NAMES[5]).write_bytes(b"nothing")
     with pytest.raises(UserError, match=rf"^--image_folder .*{NAMES[5]}"):
         list(load_batches(pairs, micro_batches, workers=workers, pin=False))
