@@ -5,6 +5,7 @@ Both are map-style and stateless: what sample `index` is depends on the folder's
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -109,10 +110,14 @@ class PicturePairs:
         """Read one sample: name, RGB and depth pixels (3, h, w) in [-1, 1], prompt.
 
         Raises:
-            UserError: a file is damaged, or image and depth map differ in size.
+            UserError: a file is damaged, image and depth map differ in size, or are too small.
         """
-        image = self.images[self.names[index]]
-        return read_picture_pair(image, layout=self.layout, depth_transform=self.depth_transform, flag=self.flag)
+        name = self.names[index]
+        files = read_picture_files(self.images[name], layout=self.layout, flag=self.flag)
+        rgb, depth = MODALITIES["rgb"], MODALITIES["depth"]
+        rgb_pixels = rgb.to_pixels(centre_crop(files.rgb_3hw))
+        depth_pixels = depth.to_pixels(centre_crop(files.disparity_hw), transform=self.depth_transform)
+        return name, rgb_pixels, depth_pixels, files.prompt
 
     def collate(self, samples: list[tuple[str, Tensor, Tensor, str]]) -> PixelBatch:
         """Stack samples of one size."""
@@ -125,30 +130,37 @@ class PicturePairs:
         )
 
 
-def read_picture_pair(
-    image: Path, *, layout: Layout, depth_transform: str, flag: str = "--image_folder"
-) -> tuple[str, Tensor, Tensor, str]:
-    """Read an image and its partners: name, RGB and depth pixels (3, h, w) in [-1, 1], prompt.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureFiles:
+    """What a sample's files hold: colours (3, h, w) in [0, 1], disparity (h, w) of any scale, and the prompt."""
+
+    rgb_3hw: Tensor
+    disparity_hw: Tensor
+    prompt: str
+
+
+def read_picture_files(image: Path, *, layout: Layout, flag: str = "--image_folder") -> PictureFiles:
+    """Read an image and its partners.
 
     Raises:
-        UserError: a file is missing or damaged, or image and depth map differ in size.
+        UserError: a file is damaged, image and depth map differ in size, or are too small.
     """
     name = image.stem
     rgb_3hw = read_rgb(image, flag=flag)
     disparity_hw = read_depth(layout.depthmap(name), flag=flag)
+    width, height = rgb_3hw.shape[-1], rgb_3hw.shape[-2]
     if rgb_3hw.shape[-2:] != disparity_hw.shape:
-        height, width = disparity_hw.shape
         raise UserError(
-            f"{flag} {layout.depthmap(name)}: is {width} x {height} but its image "
-            f"{rgb_3hw.shape[-1]} x {rgb_3hw.shape[-2]}; make the depth map from the processed image"
+            f"{flag} {layout.depthmap(name)}: is {disparity_hw.shape[1]} x {disparity_hw.shape[0]} but its image "
+            f"{width} x {height}; make the depth map from the processed image"
         )
+    if min(width, height) < PIXELS_PER_TOKEN:
+        raise UserError(f"{flag} {image}: is {width} x {height}; each side must have {PIXELS_PER_TOKEN} pixels or more")
     try:
         prompt = layout.prompt(name).read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
         raise UserError(f"{flag} {layout.prompt(name)}: is not UTF-8 text") from None
-    rgb_pixels = MODALITIES["rgb"].to_pixels(centre_crop(rgb_3hw))
-    depth_pixels = MODALITIES["depth"].to_pixels(centre_crop(disparity_hw), transform=depth_transform)
-    return name, rgb_pixels, depth_pixels, prompt
+    return PictureFiles(rgb_3hw=rgb_3hw, disparity_hw=disparity_hw, prompt=prompt)
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import torch
 from fake_folder import NAMES, write_cache, write_pictures
 
 from dataset.cache import claim_folder, fingerprint, read_pair
-from dataset.jointdit_dataset import CachedPairs, PicturePairs, centre_crop
+from dataset.jointdit_dataset import CachedPairs, PicturePairs, centre_crop, read_picture_files
 from library.batches import Batch, PixelBatch
 from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
@@ -42,6 +42,12 @@ def test_sizes_of_image_and_depth_must_agree(tmp_path):
     np.save(layout.depthmap(NAMES[0]), np.random.rand(16, 32))
     with pytest.raises(UserError, match="is 32 x 16 but its image 32 x 32"):
         PicturePairs(tmp_path, depth_transform="none").read(0)
+
+
+def test_pictures_too_small_for_a_token(tmp_path):
+    layout = write_pictures(tmp_path, size=15)
+    with pytest.raises(UserError, match=rf"{NAMES[0]}.png: is 15 x 15; each side must have 16 pixels or more"):
+        read_picture_files(layout.image(NAMES[0]), layout=layout)
 
 
 def test_crop_keeps_the_centre():
