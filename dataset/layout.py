@@ -13,8 +13,19 @@ METRIC_DEPTH = "metric_depth"
 SCENES = "scenes"
 CACHE = "cache"
 CACHE_META = "meta.json"
+INDEX = "index"
 EMPTY_PROMPTS = "empty_prompts"
 EVALUATION_PROMPTS = "evaluation_prompts"
+STEP1_REPORT = "step1.jsonl"
+STEP1_SETTINGS = "step1.json"
+STEP1_PARTS = ".step1"
+
+# What this project writes into a prepared folder: never taken for pictures of the user's.
+OWN_FOLDERS = (
+    RAW_IMAGES, PROCESSED_IMAGES, DEPTHMAPS, TEXT_PROMPTS, METRIC_DEPTH, SCENES, CACHE, EMPTY_PROMPTS,
+    EVALUATION_PROMPTS,
+)  # fmt: skip
+OWN_FILES = (STEP1_REPORT, STEP1_SETTINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,39 @@ class Layout:
     def cache_meta(self) -> Path:
         """JSON file that says what made the cache."""
         return self.cache / CACHE_META
+
+    @property
+    def pictures_index(self) -> Path:
+        """Names and sizes of all pictures; outside the folders it lists, whose modification times it remembers."""
+        return Path(self.root) / INDEX / "pictures.safetensors"
+
+    @property
+    def cache_index(self) -> Path:
+        """Names, sizes and places of all cached samples."""
+        return Path(self.root) / INDEX / "cache.safetensors"
+
+    def shard(self, number: int) -> Path:
+        """Path of a tar file of cached samples, NAME.safetensors each."""
+        return self.cache / f"shard_{number:06d}.tar"
+
+    def shard_index(self, number: int) -> Path:
+        """JSON file that says where each sample lies in a shard; a shard without one isn't finished."""
+        return self.cache / f"shard_{number:06d}.json"
+
+    @property
+    def step1_report(self) -> Path:
+        """JSON lines: what became of each picture in step 1, and the sample's name it got."""
+        return Path(self.root) / STEP1_REPORT
+
+    @property
+    def step1_settings(self) -> Path:
+        """JSON file that says with which settings the pictures were processed."""
+        return Path(self.root) / STEP1_SETTINGS
+
+    @property
+    def step1_parts(self) -> Path:
+        """Folder of the processes' parts of the report while step 1 runs."""
+        return Path(self.root) / STEP1_PARTS
 
     def cached(self, name: str) -> Path:
         """Path of a sample's cached latents and text features."""
