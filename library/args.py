@@ -11,6 +11,7 @@ from library.cli import local_rank
 from library.errors import UserError
 from library.flags import Flags, NoEffect, flag, flag_values, parse
 from library.flux.text_weights import CLIP_ACTIVATIONS
+from library.quantize import FORMATS
 
 __all__ = [
     "AutoencoderArgs",
@@ -38,6 +39,10 @@ class TransformerArgs(Flags):
         help="JointDiT add-ons (jointdit_addons.safetensors or jointdit.safetensors), or their folder",
         metavar="PATH",
     )
+    base_precision: str | None = flag(
+        None, help="hold the frozen weights of the transformer's blocks in 8 or 4 bits; the add-ons and the "
+        "computation keep their precision (nf4 needs bitsandbytes)", choices=tuple(FORMATS),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

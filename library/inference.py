@@ -35,7 +35,14 @@ def run_inference(args: InferenceArgs) -> Iterator[Path]:
     dtype = args.torch_dtype(device)
     if dtype == torch.float32 and (args.full_bf16 or args.mixed_precision != "no"):
         logger.info("On the CPU: computing in float32 (--device cpu --full_bf16 asks for bf16)")
-    pipeline = Pipeline(paths, device=device, dtype=dtype, blocks_to_swap=args.blocks_to_swap, attention=args.attention)
+    pipeline = Pipeline(
+        paths,
+        device=device,
+        dtype=dtype,
+        blocks_to_swap=args.blocks_to_swap,
+        attention=args.attention,
+        base_precision=args.base_precision,
+    )
     if args.guidance_scale is not None and not pipeline.config.guidance_embed:
         logger.warning("--guidance_scale %g has no effect: this model has no guidance embedding", args.guidance_scale)
     record = _record(args, paths, pipeline)

@@ -20,6 +20,7 @@ from library.jointdit.addons import load_jointdit, read_settings
 from library.jointdit.model import JointDiT
 from library.memory import clamp_swap, place
 from library.modality import MODALITIES
+from library.quantize import quantize_base
 from library.results import Result
 from library.sampling import Condition, sample
 from library.sizes import crop, pad_to_multiple, processing_size, resize
@@ -52,11 +53,13 @@ class Pipeline:
         dtype: torch.dtype = torch.float32,
         blocks_to_swap: int = 0,
         attention: str = "sdpa",
+        base_precision: str | None = None,
     ) -> None:
         self.paths = paths
         self.device = torch.device(device)
         self.dtype = dtype
         self.blocks_to_swap = blocks_to_swap
+        self.base_precision = base_precision
         self.kernel = KERNELS[attention]
         self.config = read_flux_config(*open_flux(paths.pretrained_model_name_or_path))
         self.variant = variant_of(self.config, path=paths.pretrained_model_name_or_path)
@@ -242,6 +245,7 @@ class Pipeline:
                 flux=self.paths.pretrained_model_name_or_path, addons=self.paths.jointdit_addons_path, dtype=self.dtype
             )
             model.requires_grad_(False)
+            quantize_base(model, self.base_precision, device=self.device)
             model.kernel = self.kernel
             blocks = [*model.double_blocks, *model.single_blocks]
             swap = clamp_swap(self.blocks_to_swap, available=len(blocks), device=self.device)

@@ -15,6 +15,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def generator_for(*parts: int | str) -> torch.Generator:
-    """Make a CPU generator for `parts`: noise drawn on the CPU is the same on every device."""
-    return torch.Generator().manual_seed(derive_seed(*parts))
+def generator_for(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Make a generator for `parts`, on the CPU unless told otherwise: noise drawn there is the same on every device."""
+    return torch.Generator(device).manual_seed(derive_seed(*parts))

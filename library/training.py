@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from library.average import RunningAverage
-from library.batches import Batch, PixelBatch, PromptFeatures, drop_text
+from library.batches import Batch, PromptFeatures, RawBatch, drop_text
 from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
 from library.interruption import StopRequest, stop_requests
@@ -24,9 +24,10 @@ from library.joint_loss import NoiseSettings, draw, joint_flow_loss, noisy_pairs
 from library.jointdit.addons import AddonSettings, save_addons, trainable_parameters
 from library.jointdit.model import JointDiT
 from library.loading import Pairs, load_batches, worker_count
-from library.optim import make_optimizer, make_scheduler
+from library.optim import has_modes, make_optimizer, make_scheduler, shown
 from library.training_args import PRECISIONS, TrainingArgs
 from library.training_log import TrainingLog
+from library.training_setup import make_weight_by_weight
 from library.training_state import Progress, find_state, load_state, save_state
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,11 @@ _RECIPE = (
     "gradient_accumulation_steps",
     "optimizer_type",
     "optimizer_args",
+    "addons_precision",
+    "base_precision",
     "learning_rate",
     "lr_scheduler",
+    "lr_scheduler_args",
     "lr_warmup_steps",
     "max_grad_norm",
     "ema_decay",
@@ -88,9 +92,9 @@ class Trainer:
         settings: AddonSettings,
         pairs: Pairs,
         prompts: PromptFeatures,
-        encode: Callable[[PixelBatch], Batch] | None = None,
+        encode: Callable[[RawBatch], Batch] | None = None,
     ) -> None:
-        """Prepare a run; `encode` makes latents of the pixel batches that `pairs` gives in image mode."""
+        """Prepare a run; `encode` makes batches of what `pairs` gives where not everything is cached."""
         self.args = args
         self.accelerator = accelerator
         self.pairs = pairs
@@ -103,6 +107,7 @@ class Trainer:
             processes=accelerator.num_processes,
             rank=accelerator.process_index,
             seed=args.seed,
+            buckets=pairs.buckets,
         )
         self.total = args.max_train_steps or self.order.steps_for(args.max_train_epochs or 1)
         self.noise = NoiseSettings(
@@ -124,9 +129,19 @@ class Trainer:
             arguments=args.optimizer_args,
         )
         self.scheduler = make_scheduler(
-            args.lr_scheduler, optimizer, warmup_steps=args.lr_warmup_steps, total_steps=self.total
+            args.lr_scheduler,
+            optimizer,
+            warmup_steps=args.lr_warmup_steps,
+            total_steps=self.total,
+            arguments=args.lr_scheduler_args,
         )
         self.raw_optimizer = optimizer
+        if self.average is not None and has_modes(optimizer):
+            raise UserError(
+                f"--ema_decay {args.ema_decay}: --optimizer_type {args.optimizer_type} averages the weights itself; "
+                "leave it away"
+            )
+        self.by_weight = make_weight_by_weight(args, accelerator, optimizer, self.trained)
         # The model is on its device already, perhaps with some blocks left behind in CPU memory (--blocks_to_swap).
         self.model, self.optimizer = accelerator.prepare(model, optimizer, device_placement=[False, True])
         self.empty = prompts.empty.to(accelerator.device)
@@ -143,9 +158,11 @@ class Trainer:
         text = drop_text(batch.text, empty=self.empty, drop_B=draws.drop_B)
         return joint_flow_loss(self.model, noisy, text=text, guidance=self.args.guidance_scale)
 
-    def optimize(self, batches: Iterator[Batch | PixelBatch], step: int) -> dict[str, float]:
+    def optimize(self, batches: Iterator[Batch | RawBatch], step: int) -> dict[str, float]:
         """Do one optimizer step and return its numbers."""
         parts = self.order.accumulation
+        if self.by_weight is not None:
+            self.by_weight.number = step
         total = torch.zeros((), device=self.accelerator.device)
         names: tuple[str, ...] = ()
         for part in range(parts):
@@ -153,7 +170,9 @@ class Trainer:
             names += batch.names
             with self.gradients_stay_here(part < parts - 1):
                 loss = self.micro_loss(batch, step=step, part=part)
-                self.accelerator.backward(loss / parts)
+                # A fused pass steps as it goes: with a loss that isn't finite it must not begin.
+                if not self.args.fused_backward_pass or torch.isfinite(loss):
+                    self.accelerator.backward(loss / parts)
             total += loss.detach() / parts
         numbers = {"loss": self.mean_over_processes(total), "lr": float(self.scheduler.get_last_lr()[0])}
         if not math.isfinite(numbers["loss"]):
@@ -164,17 +183,17 @@ class Trainer:
         if self.args.max_grad_norm:
             norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.args.max_grad_norm)
             numbers["grad_norm"] = float(norm)
-        self.optimizer.step()
+        (self.by_weight or self.optimizer).step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(step + 1)
         return numbers
 
-    def on_device(self, batch: Batch | PixelBatch) -> Batch:
-        """Encode a pixel batch, and move what comes out to the device."""
-        if isinstance(batch, PixelBatch):
-            assert self.encode is not None, "pixel batches need encoders"
+    def on_device(self, batch: Batch | RawBatch) -> Batch:
+        """Encode what isn't cached, and move what comes out to the device."""
+        if not isinstance(batch, Batch):
+            assert self.encode is not None, "pixels and prompts need encoders"
             batch = self.encode(batch)
         return batch.to(self.accelerator.device)
 
@@ -198,7 +217,9 @@ class Trainer:
         workers = worker_count(args.max_data_loader_n_workers)
         micro_batches = MicroBatches(order=self.order, start=self.step, stop=self.total)
         pin = self.accelerator.device.type == "cuda"
-        batches = load_batches(self.pairs, micro_batches, workers=workers, pin=pin)
+        batches = load_batches(
+            self.pairs, micro_batches, workers=workers, pin=pin, max_bad_samples=args.max_bad_samples
+        )
         journal = TrainingLog(
             args.experiment / "log.jsonl",
             start=self.step,
@@ -287,7 +308,10 @@ class Trainer:
         """The live parts of the run."""
         average = self.average.tensors if self.average is not None else None
         return Progress(
-            parameters=self.trained, average=average, optimizer=self.raw_optimizer, scheduler=self.scheduler
+            parameters=self.trained,
+            average=average,
+            optimizer=self.by_weight or self.raw_optimizer,
+            scheduler=self.scheduler,
         )
 
     def resume(self) -> None:
@@ -322,7 +346,7 @@ class Trainer:
 
     def weights_to_show(self) -> Any:
         """Context in which the model has the weights that are saved and previewed."""
-        return self.average.in_place() if self.average is not None else torch.no_grad()
+        return self.average.in_place() if self.average is not None else shown(self.raw_optimizer)
 
     def save_model(self, path: Path) -> None:
         """Write an add-ons file with its JSON from the main process."""

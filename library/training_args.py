@@ -53,6 +53,13 @@ class DataArgs(Flags):
     persistent_data_loader_workers: bool = flag(
         True, help="keep these processes from epoch to epoch (always so: the stream of samples has no end)"
     )
+    max_bad_samples: int = flag(
+        0, help="damaged or missing samples that are named and skipped; one more stops the training (per process)",
+        minimum=0,
+    )  # fmt: skip
+    flip_aug: bool = flag(
+        False, help="mirror half of the pairs, image and depth together; not with --is_latent_training"
+    )
     prompt_folder: Path = flag(
         Path("."), help="where preprocess_step3.py left empty_prompts and evaluation_prompts", metavar="FOLDER"
     )
@@ -75,8 +82,19 @@ class RecipeArgs(Flags):
     )
     optimizer_args: tuple[str, ...] = flag((), help="arguments of the optimizer as key=value", metavar="KEY=VALUE")
     lr_scheduler: str = flag("constant", help="schedule of transformers: constant_with_warmup, cosine, linear, ...")
+    lr_scheduler_args: tuple[str, ...] = flag(
+        (), help="arguments of the schedule as key=value, such as min_lr_rate=0.1 for cosine_with_min_lr",
+        metavar="KEY=VALUE",
+    )  # fmt: skip
     lr_warmup_steps: int = flag(0, help="optimizer steps over which the learning rate rises from 0", minimum=0)
     max_grad_norm: float = flag(1.0, help="clip the gradients' total norm to this; 0 doesn't clip", minimum=0.0)
+    fused_backward_pass: bool = flag(
+        False, help="step each weight within the backward pass and free its gradient: less memory, the same result"
+    )
+    addons_precision: str = flag(
+        "float", help="what the trained add-ons are held in; bf16 halves them and their gradients, and rounds every "
+        "step stochastically, as the released add-ons were trained", choices=("float", "bf16"),
+    )  # fmt: skip
     ema_decay: float = flag(
         0.0, help="decay per step of the weights' running average, which is what is saved and previewed; 0 keeps none",
         minimum=0.0, below=1.0,
@@ -92,6 +110,10 @@ class RecipeArgs(Flags):
     gradient_checkpointing: bool = flag(
         False, help="recompute the blocks in the backward pass: less memory, a third slower"
     )
+    checkpoint_every: int = flag(
+        1, help="with --gradient_checkpointing: recompute every n-th block only; memory and time lie between",
+        minimum=1,
+    )  # fmt: skip
     timestep_sampling: str = flag(
         "shift",
         help="density of the noise levels: logit-normal moved by --discrete_flow_shift (the paper's), by FLUX.1-dev's "
@@ -162,13 +184,13 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
     )
     full_bf16: bool = flag(
         False,
-        help="hold the frozen base in bf16 and compute in bf16; the add-ons stay in float32, where small steps count",
+        help="hold the frozen base in bf16 and compute in bf16; the add-ons stay in float32, where small steps count, "
+        "unless --addons_precision says bf16",
     )
 
     no_effect: ClassVar = {
         "highvram": NoEffect(reason="what the training step needs stays on the device anyway", values=0),
         "save_model_as": NoEffect(reason="files are always safetensors"),
-        "fused_backward_pass": NoEffect(reason="the optimizer steps after the whole backward pass", values=0),
         "cache_latents": NoEffect(reason="run dataset/preprocess_step2.py and give --is_latent_training", values=0),
         "cache_text_encoder_outputs": NoEffect(
             reason="run dataset/preprocess_step2.py and give --is_latent_training", values=0
@@ -188,6 +210,8 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
                 f"--discrete_flow_shift {self.discrete_flow_shift}: has no effect on --timestep_sampling "
                 f"{self.timestep_sampling}; leave it away, or use --timestep_sampling shift"
             )
+        if self.flip_aug and self.is_latent_training:
+            raise UserError("--flip_aug: cached latents can't be mirrored; leave it or --is_latent_training away")
         if self.val_every_n_steps is not None and self.validation_folder is None:
             raise UserError(
                 f"--val_every_n_steps {self.val_every_n_steps}: needs held-out pairs; give --validation_folder"
@@ -195,9 +219,27 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
         if self.output_resolution is not None and any(side % 16 for side in self.output_resolution):
             width, height = self.output_resolution
             raise UserError(f"--output_resolution {width} {height}: each side must be a multiple of 16")
+        if self.checkpoint_every > 1 and not self.gradient_checkpointing:
+            raise UserError(f"--checkpoint_every {self.checkpoint_every}: needs --gradient_checkpointing; give it too")
+        self._check_fused()
         for name, value in (("exp_name", self.exp_name), ("output_name", self.output_name)):
             if not value or Path(value).name != value:
                 raise UserError(f"--{name} {value!r}: must be a plain name, without folders")
+
+    def _check_fused(self) -> None:
+        """Refuse what needs all gradients at once."""
+        if not self.fused_backward_pass:
+            return
+        if self.gradient_accumulation_steps > 1:
+            raise UserError(
+                f"--gradient_accumulation_steps {self.gradient_accumulation_steps}: --fused_backward_pass frees each "
+                "gradient at once; leave one of them away"
+            )
+        if self.max_grad_norm:
+            raise UserError(
+                f"--max_grad_norm {self.max_grad_norm}: clipping needs all gradients, --fused_backward_pass frees each "
+                "at once; give --max_grad_norm 0"
+            )
 
     @property
     def ranks(self) -> LoraRanks:

@@ -1,14 +1,18 @@
 """From flags to the parts of a training run: accelerator, and the model on its device."""
 
 import logging
+from collections.abc import Iterable, Mapping
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.optim import Optimizer
 
 from library.checkpointing import checkpoint_blocks
 from library.cli import process_count
 from library.errors import UserError
 from library.flux.attention import KERNELS
+from library.fused_backward import WeightByWeight, steps_each_alone
 from library.jointdit.addons import (
     AddonSettings,
     base_fingerprint,
@@ -19,8 +23,10 @@ from library.jointdit.addons import (
 )
 from library.jointdit.model import JointDiT
 from library.memory import clamp_swap, place
+from library.optim import make_optimizer
+from library.quantize import quantize_base
 from library.randomness import generator_for
-from library.training_args import TrainingArgs
+from library.training_args import PRECISIONS, TrainingArgs
 from library.weight_paths import find_addons, frozen_paths
 
 log = logging.getLogger(__name__)
@@ -53,7 +59,7 @@ def base_dtype(accelerator: Accelerator) -> torch.dtype:
 def load_trainable(args: TrainingArgs, accelerator: Accelerator) -> tuple[JointDiT, AddonSettings]:
     """Load the frozen base with fresh or given add-ons, put it on the device, and say what its add-ons are.
 
-    The trained weights are float32 whatever the precision of the computation: bfloat16 would lose most small steps.
+    The trained weights are float32 unless --addons_precision says otherwise, whatever the precision of the computation.
 
     Raises:
         UserError: a file is missing or unfit, or given add-ons were trained in another way than the flags say.
@@ -77,7 +83,8 @@ def load_trainable(args: TrainingArgs, accelerator: Accelerator) -> tuple[JointD
         _check_settings(read_settings(addons), settings)
         model = load_jointdit(flux=base, addons=addons, dtype=base_dtype(accelerator))
     for _, parameter in trainable_parameters(model):
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(PRECISIONS[args.addons_precision])
+    quantize_base(model, args.base_precision, device=accelerator.device)
     _place(model, args, accelerator)
     return model, settings
 
@@ -98,7 +105,44 @@ def _place(model: JointDiT, args: TrainingArgs, accelerator: Accelerator) -> Non
         for block in blocks:
             block.compile(dynamic=False)  # in place: names and the list of blocks stay as they are
     if args.gradient_checkpointing:
-        checkpoint_blocks(blocks)
+        checkpoint_blocks(blocks, every=args.checkpoint_every)
+
+
+def make_weight_by_weight(
+    args: TrainingArgs, accelerator: Accelerator, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]
+) -> WeightByWeight | None:
+    """Let `optimizer` step weight by weight, if `--fused_backward_pass` or `--addons_precision` ask for it.
+
+    Raises:
+        UserError: something else needs all gradients at once, or the computation has another precision.
+    """
+    narrow = args.addons_precision == "bf16"
+    if not narrow and not args.fused_backward_pass:
+        return None
+    asking = "--fused_backward_pass" if args.fused_backward_pass else "--addons_precision bf16"
+    if narrow and accelerator.mixed_precision != "bf16":
+        raise UserError("--addons_precision bf16: the computation isn't in bf16; give --mixed_precision bf16 too")
+    if args.fused_backward_pass and accelerator.mixed_precision == "fp16":
+        raise UserError("--fused_backward_pass: --mixed_precision fp16 scales all gradients together; use bf16")
+    if args.fused_backward_pass and accelerator.num_processes > 1:
+        raise UserError(
+            f"--fused_backward_pass: {accelerator.num_processes} processes exchange gradients before the step; "
+            "leave it away"
+        )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(f"{asking}: {accelerator.distributed_type.value} steps the weights itself; leave it away")
+
+    def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        return make_optimizer(
+            args.optimizer_type, parameters, learning_rate=args.learning_rate, arguments=args.optimizer_args
+        )
+
+    if not steps_each_alone(make, device=accelerator.device):
+        raise UserError(
+            f"{asking}: --optimizer_type {args.optimizer_type} scales its steps by all weights together; "
+            "leave it away, or use adamw or adafactor"
+        )
+    return WeightByWeight(optimizer, weights, seed=args.seed, in_backward=args.fused_backward_pass)
 
 
 def _check_settings(found: AddonSettings, wanted: AddonSettings) -> None:

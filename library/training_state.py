@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from library.errors import UserError
 from library.files import save_tensors, write_json
+from library.fused_backward import WeightByWeight
 
 _NAME = re.compile(r"state_step_(\d+)$")
 _NEWEST = "latest"
@@ -33,7 +34,7 @@ class Progress:
 
     parameters: Mapping[str, Tensor]
     average: Mapping[str, Tensor] | None
-    optimizer: Optimizer
+    optimizer: Optimizer | WeightByWeight
     scheduler: LRScheduler
 
 
@@ -126,7 +127,9 @@ def _copy_into(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, path:
         tensor.copy_(saved[name])
 
 
-def _optimizer_to_files(optimizer: Optimizer, *, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _optimizer_to_files(
+    optimizer: Optimizer | WeightByWeight, *, names: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split an optimizer's state into tensors, named PARAMETER/KEY, and what JSON can hold."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}

@@ -26,9 +26,13 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (M, ..., in_features) to (M, ..., out_features)."""
-        out = F.linear(x, self.weight, self.bias)
+        out = self.frozen(x)
         out[DEPTH] += ALPHA_OVER_RANK * self.lora_B(self.lora_A(x[DEPTH]))
         return out
+
+    def frozen(self, x: Tensor) -> Tensor:
+        """The layer without its branch; replaced where the weight is packed into fewer bits."""
+        return F.linear(x, self.weight, self.bias)
 
     def reset_branch(self, generator: torch.Generator) -> None:
         """Start afresh: A Xavier-uniform, B zero."""

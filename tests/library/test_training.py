@@ -204,7 +204,7 @@ def test_released_flags_parse_and_those_without_effect_are_named(caplog):
     logging.getLogger("library").propagate = True
     args = parse(["--image_folder", "x", *RELEASED_FLAGS], TrainingArgs)
     assert args.max_train_epochs == 8 and args.output_resolution == (1024, 1024) and args.ranks.vector_out == 1024
-    for name in ("--save_model_as", "--highvram", "--fused_backward_pass"):
+    for name in ("--save_model_as", "--highvram"):
         assert any(record.getMessage().startswith(f"{name} has no effect here") for record in caplog.records)
 
 
@@ -223,6 +223,12 @@ def test_released_flags_parse_and_those_without_effect_are_named(caplog):
         ),
         (["--max_train_steps", "1", "--exp_name", "a/b"], "--exp_name 'a/b': must be a plain name"),
         (["--max_train_steps", "1", "--val_every_n_steps", "5"], "--val_every_n_steps 5: needs held-out pairs"),
+        (["--max_train_steps", "1", "--fused_backward_pass"], "--max_grad_norm 1.0: clipping needs all gradients"),
+        (
+            ["--max_train_steps", "1", "--fused_backward_pass", "--gradient_accumulation_steps", "2"],
+            "--gradient_accumulation_steps 2: --fused_backward_pass frees each gradient",
+        ),
+        (["--max_train_steps", "1", "--checkpoint_every", "2"], "--checkpoint_every 2: needs --gradient_checkpointing"),
         (
             ["--max_train_steps", "1", "--timestep_sampling", "sigmoid", "--discrete_flow_shift", "2"],
             "--discrete_flow_shift 2.0: has no effect on --timestep_sampling sigmoid",
