@@ -38,6 +38,7 @@ OPTIMIZERS = {
 # The extra of this project that brings an optional package.
 _EXTRAS = {"bitsandbytes": "gpu", "prodigyopt": "train", "schedulefree": "train"}
 
+_USUAL_PRODIGY_RATE = 1.0  # Mishchenko & Defazio, "Prodigy", arXiv 2306.06101: the method's own estimate, unscaled
 # Schedules of transformers that are told a metric at every step, which training doesn't have.
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 # Schedules for which transformers drops arguments without a word.
@@ -108,6 +109,8 @@ def make_optimizer(
         raise UserError(
             f"--optimizer_args {' '.join(arguments)}: {name} refused them ({error}); it takes {known}"
         ) from error
+    if name.lower() == "prodigy" and learning_rate < _USUAL_PRODIGY_RATE / 10:
+        log.warning("--learning_rate %s: prodigy multiplies the rate it finds by this; 1 is usual", learning_rate)
     if has_modes(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
     return optimizer

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +135,15 @@ def _optimizer_to_files(
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
+    seen: set[int] = set()
     for index, entries in state["state"].items():
-        for key, value in entries.items():
+        nested = [value for value in entries.values() if isinstance(value, dict)]  # bitsandbytes' 8 bits
+        plain = {key: value for key, value in entries.items() if not isinstance(value, dict)}
+        for key, value in ChainMap(plain, *nested).items():
             if isinstance(value, Tensor):
-                tensors[f"{names[index]}/{key}"] = value
+                # bitsandbytes gives all parameters one table; a file can't hold a tensor twice.
+                tensors[f"{names[index]}/{key}"] = value.clone() if value.data_ptr() in seen else value
+                seen.add(value.data_ptr())
             else:
                 values.setdefault(names[index], {})[key] = value
     return tensors, {"values": values, "groups": state["param_groups"]}
