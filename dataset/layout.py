@@ -20,10 +20,12 @@ STEP1_REPORT = "step1.jsonl"
 STEP1_SETTINGS = "step1.json"
 STEP1_PARTS = ".step1"
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of processed images; in lower or in capital letters
+
 # What this project writes into a prepared folder: never taken for pictures of the user's.
 OWN_FOLDERS = (
     RAW_IMAGES, PROCESSED_IMAGES, DEPTHMAPS, TEXT_PROMPTS, METRIC_DEPTH, SCENES, CACHE, EMPTY_PROMPTS,
-    EVALUATION_PROMPTS,
+    EVALUATION_PROMPTS, INDEX,
 )  # fmt: skip
 OWN_FILES = (STEP1_REPORT, STEP1_SETTINGS)
 

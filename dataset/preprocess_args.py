@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from library.args import AutoencoderArgs, NoEffect, RuntimeArgs, TextEncoderArgs, flag
+from library.errors import UserError
 from library.modality import DEPTH_TRANSFORMS
 from library.training_args import PRECISIONS
 
@@ -50,6 +51,27 @@ class PairsArgs(EncodingArgs):
         "sample", help="cache a sample of the autoencoder's posterior or its mean", choices=("sample", "mean")
     )
     seed: int = flag(42, help="decides the posterior's noise, together with each sample's name", minimum=0)
+    text: bool = flag(
+        True,
+        help="cache the captions' features; --no_text leaves them out (94 % of a sample at full size), and train.py "
+        "encodes the captions itself",
+    )
+    shard_size: int | None = flag(
+        None, help="write tar shards of so many samples each (default: one file a sample)", minimum=1
+    )
+    max_bad_samples: int = flag(
+        0, help="damaged or missing samples that are named and left out; one more stops the step (per process)",
+        minimum=0,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.text:
+            for name in ("clip_l", "t5xxl"):
+                if getattr(self, name) is not None:
+                    log.warning("--%s has no effect with --no_text", name)
+            if self.is_attnmask_training:
+                raise UserError("--is_attnmask_training: there are no features to mask with --no_text; leave one away")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from dataset.cache import FORMAT, read_meta, read_tensors, text_from_tensors, text_to_tensors
+from dataset.cache import FORMAT, read_meta, read_text_features, write_text_features
 from dataset.layout import PromptLayout
 from library.batches import PromptFeatures, concatenate_text, text_rows
 from library.encoding import PromptEncoder
 from library.errors import UserError
-from library.files import save_tensors, write_json
-from library.flux.text import EMPTY_PROMPT, TextFeatures
+from library.files import write_json
+from library.flux.text import EMPTY_PROMPT
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,21 @@ def encode_prompts(encoder: PromptEncoder, prompts: Sequence[str]) -> PromptFeat
 def write_prompt_features(
     folder: Path, features: PromptFeatures, *, made_by: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    """Write both sets below `folder`, replacing earlier ones; the JSON files are written last."""
+    """Write both sets below `folder`, replacing earlier ones.
+
+    The JSON files are taken away first and written last: features of two runs never pass for one set.
+    """
     layout = PromptLayout(folder)
-    save_tensors(layout.empty, text_to_tensors(features.empty, dtype=dtype))
+    for path in (layout.empty_meta, layout.evaluation_meta):
+        path.unlink(missing_ok=True)
+    write_text_features(layout.empty, features.empty, dtype=dtype)
     for number in range(len(features.prompts)):
         assert features.evaluation is not None
         one = text_rows(features.evaluation, slice(number, number + 1))
-        save_tensors(layout.evaluation(number + 1), text_to_tensors(one, dtype=dtype))
+        write_text_features(layout.evaluation(number + 1), one, dtype=dtype)
     meta = {"format": FORMAT, **made_by}
-    write_json(layout.empty_meta, meta)
     write_json(layout.evaluation_meta, meta | {"prompts": list(features.prompts)})
+    write_json(layout.empty_meta, meta)
 
 
 def read_prompt_features(folder: Path, *, made_by: dict[str, Any]) -> PromptFeatures | None:
@@ -63,11 +68,6 @@ def read_prompt_features(folder: Path, *, made_by: dict[str, Any]) -> PromptFeat
         return None
     evaluation = read_meta(layout.evaluation_meta, flag="--prompt_folder") or {}
     prompts = tuple(evaluation.get("prompts", ()))
-    rows = [_read(layout.evaluation(number + 1)) for number in range(len(prompts))]
-    return PromptFeatures(
-        empty=_read(layout.empty), prompts=prompts, evaluation=concatenate_text(rows) if rows else None
-    )
-
-
-def _read(path: Path) -> TextFeatures:
-    return text_from_tensors(read_tensors(path, needed=("clip", "t5"), flag="--prompt_folder"))
+    paths = [layout.empty, *(layout.evaluation(number + 1) for number in range(len(prompts)))]
+    empty, *rows = (read_text_features(path, flag="--prompt_folder") for path in paths)
+    return PromptFeatures(empty=empty, prompts=prompts, evaluation=concatenate_text(rows) if rows else None)

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from dataset.cache import fingerprint
+from dataset.cache import TEXT_KEYS, UNKNOWN, fingerprint
 from dataset.jointdit_dataset import CachedPairs, PicturePairs
 from dataset.prompt_features import encode_prompts, read_prompt_features, read_prompts
-from library.batches import Batch, PixelBatch, PromptFeatures, number_text
+from library.batches import Batch, PromptFeatures, number_text
 from library.encoding import LatentEncoder, PairEncoder, PromptEncoder
 from library.errors import UserError
 from library.flux.text import load_text_encoders
@@ -22,17 +22,21 @@ from library.weight_paths import frozen_paths
 
 log = logging.getLogger(__name__)
 
-_TEXT_KEYS = ("clip_l", "clip_activation", "t5xxl", "t5_length", "text_mask")
+# Of what made a cache: what must be the same in two that are used together. Posterior, seed and precision may differ.
+_LATENT_KEYS = ("ae", "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingData:
-    """Training pairs, held-out pairs (if a folder of them is given) and prompts; `encode` makes latents of pixels."""
+    """Training pairs, held-out pairs (if a folder of them is given) and prompts.
+
+    `encode` makes batches of what the pairs give where pixels, or captions, are still to be encoded.
+    """
 
     pairs: Pairs
     held_out: Pairs | None
     prompts: PromptFeatures
-    encode: Callable[[PixelBatch], Batch] | None
+    encode: Callable[[Any], Batch] | None
 
 
 def open_training_data(args: TrainingArgs, *, device: torch.device, dtype: torch.dtype) -> TrainingData:
@@ -49,24 +53,40 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
         return CachedPairs(folder, depth_transform=args.depth_transform, with_ids=args.is_txt_ids_training, flag=flag)
 
     pairs = open_folder(args.image_folder, "--image_folder")
-    _check_models(args, pairs.meta)
-    made_by = {key: pairs.meta[key] for key in _TEXT_KEYS}
+    check_models(args, pairs.meta)
     held_out = None
     if args.validation_folder is not None:
         held_out = open_folder(args.validation_folder, "--validation_folder")
         _check_same(pairs.meta, held_out.meta, folder=args.validation_folder)
-    prompts = read_prompt_features(args.prompt_folder, made_by=made_by)
+    if not pairs.has_text:
+        encoder = _prompt_encoder(args, device, dtype)
+        prompts = encode_prompts(encoder, read_prompts(args.evaluation_prompts))
+        return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=encoder.complete)
+    prompts = _cached_prompts(args, pairs.meta, device, dtype)
+    return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=None)
+
+
+def _cached_prompts(
+    args: TrainingArgs, meta: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> PromptFeatures:
+    """The prompts that step 3 has encoded, or else encoded now."""
+    prompts = read_prompt_features(args.prompt_folder, made_by={key: meta[key] for key in TEXT_KEYS})
     if prompts is None:
         log.info("No prompts cached in %s by preprocess_step3.py; encoding them now", args.prompt_folder)
         prompts = encode_prompts(_prompt_encoder(args, device, dtype), read_prompts(args.evaluation_prompts))
     elif args.is_txt_ids_training:
         evaluation = number_text(prompts.evaluation) if prompts.evaluation is not None else None
         prompts = PromptFeatures(empty=number_text(prompts.empty), prompts=prompts.prompts, evaluation=evaluation)
-    return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=None)
+    return prompts
 
 
 def _open_pictures(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -> TrainingData:
-    pairs = PicturePairs(args.image_folder, depth_transform=args.depth_transform)
+    pairs = PicturePairs(
+        args.image_folder,
+        depth_transform=args.depth_transform,
+        mirror=args.flip_aug,
+        max_bad_samples=args.max_bad_samples,
+    )
     held_out = None
     if args.validation_folder is not None:
         held_out = PicturePairs(
@@ -96,16 +116,44 @@ def _prompt_encoder(args: TrainingArgs, device: torch.device, dtype: torch.dtype
     return PromptEncoder(encoders=encoders, with_mask=args.is_attnmask_training, with_ids=args.is_txt_ids_training)
 
 
-def _check_models(args: TrainingArgs, meta: dict[str, Any]) -> None:
-    """The cache must be made by the encoders that the flags name, and with the same text mask."""
-    for name in ("clip_l", "t5xxl", "ae"):
+class CacheFlags(Protocol):
+    """The flags that decide which cache is accepted; each as train.py has it."""
+
+    @property
+    def image_folder(self) -> Path: ...  # noqa: D102
+    @property
+    def clip_l(self) -> Path | None: ...  # noqa: D102
+    @property
+    def t5xxl(self) -> Path | None: ...  # noqa: D102
+    @property
+    def ae(self) -> Path | None: ...  # noqa: D102
+    @property
+    def is_attnmask_training(self) -> bool: ...  # noqa: D102
+    @property
+    def trust_cache(self) -> bool: ...  # noqa: D102
+
+
+def check_models(args: CacheFlags, meta: dict[str, Any]) -> None:
+    """Compare a cache with the encoders that the flags name, and with the text mask.
+
+    Raises:
+        UserError: it was made by others; or what made it isn't known, and `--trust_cache` isn't given.
+    """
+    names = ("clip_l", "t5xxl", "ae") if meta.get("text", True) else ("ae",)
+    unknown = [name for name in names if meta[name] == UNKNOWN]
+    if unknown and not args.trust_cache:
+        raise UserError(
+            f"--image_folder {args.image_folder}: nobody knows which {', '.join(unknown)} made its imported cache; "
+            "import it with these flags, or say --trust_cache"
+        )
+    for name in names:
         path = getattr(args, name)
-        if path is not None and path.exists() and fingerprint(path) != meta[name]:
+        if path is not None and path.exists() and meta[name] not in (UNKNOWN, fingerprint(path)):
             raise UserError(
                 f"--{name} {path}: isn't the model that made the cache of {args.image_folder}; give that one, or make "
                 "the cache anew with preprocess_step2.py"
             )
-    if args.is_attnmask_training != meta["text_mask"]:
+    if meta.get("text", True) and args.is_attnmask_training != meta["text_mask"]:
         made = "with" if meta["text_mask"] else "without"
         raise UserError(
             f"--is_attnmask_training: the cache of {args.image_folder} was made {made} it; do the same here, or make "
@@ -114,9 +162,9 @@ def _check_models(args: TrainingArgs, meta: dict[str, Any]) -> None:
 
 
 def _check_same(training: dict[str, Any], held_out: dict[str, Any], *, folder: Path) -> None:
-    for key in ("ae", *_TEXT_KEYS):
-        if training[key] != held_out[key]:
+    for key in (*_LATENT_KEYS, *TEXT_KEYS):
+        if training.get(key) != held_out.get(key):
             raise UserError(
-                f"--validation_folder {folder}: its cache was made with another {key} than that of --image_folder; "
-                "make it anew"
+                f"--validation_folder {folder}: its cache was made with another {key} ({held_out.get(key)}) than that "
+                f"of --image_folder ({training.get(key)}); make it anew"
             )

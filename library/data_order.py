@@ -21,11 +21,11 @@ from library.randomness import generator_for
 
 
 class Pick(NamedTuple):
-    """A sample of the dataset, and the place it is seen at: its optimizer step and its index in the global batch."""
+    """A sample of the dataset, and the place it is seen at: its optimizer step and its place in the global batch."""
 
     sample: int
     step: int
-    index: int
+    place: int
 
 
 def sample_order(count: int, *, seed: int, epoch: int, bucket: int = 0) -> Tensor:
@@ -150,6 +150,6 @@ class MicroBatches:
             for part in range(order.accumulation):
                 number = (step * order.accumulation + part) * order.processes + order.rank
                 yield [
-                    Pick(sample, step, index)
-                    for sample, index in zip(dealer.batch(number), order.indices(part), strict=True)
+                    Pick(sample, step, place)
+                    for sample, place in zip(dealer.batch(number), order.indices(part), strict=True)
                 ]

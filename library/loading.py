@@ -74,7 +74,7 @@ class _Reader(Dataset):
         """Read the sample of a pick, or else one of its size that is drawn for this very pick; note what is bad."""
         for sample in self.candidates(pick):
             try:
-                return self.pairs.read(sample, generator=generator_for(self.seed, "reading", pick.step, pick.index))
+                return self.pairs.read(sample, generator=generator_for(self.seed, "reading", pick.step, pick.place))
             except BadSample as error:
                 problems[self.pairs.names[sample]] = str(error)
                 if len(problems) > self.max_bad_samples:
@@ -82,12 +82,12 @@ class _Reader(Dataset):
         raise UserError(f"--max_bad_samples {self.max_bad_samples}: no sample of this size can be read; repair them")
 
     def candidates(self, pick: Pick) -> Iterator[int]:
-        """The sample of a pick, then all of its size in an order that depends on (seed, step, index) alone."""
+        """The sample of a pick, then all of its size in an order that depends on (seed, step, place) alone."""
         yield pick.sample
         buckets = self.pairs.buckets
         alike = torch.arange(len(self)) if buckets is None else (buckets == buckets[pick.sample]).nonzero()[:, 0]
         alike = alike[alike != pick.sample]
-        generator = generator_for(self.seed, "substitute", pick.step, pick.index)
+        generator = generator_for(self.seed, "substitute", pick.step, pick.place)
         yield from alike[torch.randperm(len(alike), generator=generator)].tolist()
 
     def too_many(self, problems: dict[str, str]) -> UserError:
@@ -120,8 +120,8 @@ def load_batches(
     """Yield the batches of `micro_batches` in order, read ahead by `workers` processes; close it to end them.
 
     Up to `max_bad_samples` damaged or missing samples are named once each in the log and replaced, whenever they come
-    up, by others of their size. The replacement is drawn from (seed, step, index): it doesn't depend on what was read
-    before or by whom. The bound counts names, in each process by itself.
+    up, by others of their size. The replacement is drawn from (seed, step, place in the global batch): it doesn't
+    depend on what was read before or by whom. The bound counts names, in each process by itself.
 
     Raises:
         UserError: more samples than that are damaged or missing.

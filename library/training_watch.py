@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from library.batches import Batch, PixelBatch, PromptFeatures
+from library.batches import Batch, PromptFeatures, RawBatch
 from library.flux.latents import PIXELS_PER_LATENT
 from library.flux.weights import load_autoencoder, variant_of
-from library.loading import Pairs
+from library.loading import Pairs, first_batches
 from library.preview import Previewer, PreviewSettings
 from library.training import Trainer, Watch
 from library.validation import validation_loss
@@ -29,21 +29,19 @@ def add_watches(trainer: Trainer, *, held_out: Pairs | None) -> None:
         trainer.watches.append(Watch(look=look, steps=steps, epochs=epochs, at_first=args.sample_at_first))
 
 
-def first_batches(
+def fixed_batches(
     pairs: Pairs,
     *,
     count: int,
     batch_size: int,
-    encode: Callable[[PixelBatch], Batch] | None,
+    encode: Callable[[RawBatch], Batch] | None,
     device: torch.device,
 ) -> list[Batch]:
     """Read the first `count` samples as batches on `device`."""
     batches = []
-    for start in range(0, min(count, len(pairs.names)), batch_size):
-        stop = min(start + batch_size, count, len(pairs.names))
-        batch = pairs.collate([pairs.read(index) for index in range(start, stop)])
-        if isinstance(batch, PixelBatch):
-            assert encode is not None, "pixel batches need encoders"
+    for batch in first_batches(pairs, count=count, batch_size=batch_size):
+        if not isinstance(batch, Batch):
+            assert encode is not None, "pixels and prompts need encoders"
             batch = encode(batch)
         batches.append(batch.to(device))
     return batches
@@ -55,7 +53,7 @@ def _validation(trainer: Trainer, held_out: Pairs) -> Callable[[nn.Module, int],
     def look(model: nn.Module, step: int) -> dict[str, float]:
         if not accelerator.is_main_process:
             return {}
-        batches = first_batches(
+        batches = fixed_batches(
             held_out,
             count=args.val_samples,
             batch_size=args.train_batch_size,
@@ -74,7 +72,7 @@ def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
     path = frozen_paths(args, "ae")["ae"]
     autoencoder = load_autoencoder(path, dtype=torch.float32, device=accelerator.device)
     # One pair more than is shown, for its size, so that --sample_pairs 0 works too.
-    shown = first_batches(
+    shown = fixed_batches(
         pairs, count=max(1, args.sample_pairs), batch_size=1, encode=trainer.encode, device=accelerator.device
     )
     size = tuple(shown[0].rgb_BChw.shape[-2:])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset.cache import FORMAT, CachedPair, fingerprint, write_pair
+from dataset.cache import FORMAT, CachedPair, fingerprint, stamp_of, write_pair
 from dataset.layout import Layout
 from dataset.prompt_features import write_prompt_features
 from library.batches import PromptFeatures
@@ -55,14 +55,6 @@ def write_cache(
     """Write a cache of random latents (16, side, side) and text features, as if made with `autoencoder`."""
     layout = Layout(folder)
     layout.cache.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(names):
-        generator = torch.Generator().manual_seed(number)
-        pair = CachedPair(
-            rgb_Chw=torch.randn(16, side, side, generator=generator),
-            depth_Chw=torch.randn(16, side, side, generator=generator),
-            text=random_text(1, length=length, width=width, pooled=pooled, seed=number),
-        )
-        write_pair(layout.cached(name), pair, dtype=torch.float32)
     made_by = {
         "format": FORMAT,
         "depth_transform": "none",
@@ -70,10 +62,19 @@ def write_cache(
         "clip_activation": "gelu",
         "t5xxl": "t",
         "t5_length": length,
+        "text": True,
+        "text_mask": False,
+        "ae": fingerprint(autoencoder) if autoencoder else "a",
     }
-    write_json(
-        layout.cache_meta, {**made_by, "text_mask": False, "ae": fingerprint(autoencoder) if autoencoder else "a"}
-    )
+    for number, name in enumerate(names):
+        generator = torch.Generator().manual_seed(number)
+        pair = CachedPair(
+            rgb_Chw=torch.randn(16, side, side, generator=generator),
+            depth_Chw=torch.randn(16, side, side, generator=generator),
+            text=random_text(1, length=length, width=width, pooled=pooled, seed=number),
+        )
+        write_pair(layout.cached(name), pair, dtype=torch.float32, stamp=stamp_of(made_by))
+    write_json(layout.cache_meta, made_by)
     return layout
 
 

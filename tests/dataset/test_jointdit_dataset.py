@@ -5,12 +5,12 @@ import pytest
 import torch
 from fake_folder import NAMES, write_cache, write_pictures
 
-from dataset.cache import claim_folder, fingerprint, read_pair
+from dataset.cache import claim_folder, fingerprint
 from dataset.jointdit_dataset import CachedPairs, PicturePairs, centre_crop, read_picture_files
 from library.batches import Batch, PixelBatch
 from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
-from library.loading import load_batches
+from library.loading import BadSample, load_batches
 
 
 def test_pictures_become_pixels(tmp_path):
@@ -60,7 +60,7 @@ def test_crop_keeps_the_centre():
 def test_cached_pairs(tmp_path):
     write_cache(tmp_path)
     pairs = CachedPairs(tmp_path, depth_transform="none")
-    assert pairs.names == list(NAMES)
+    assert list(pairs.names) == list(NAMES)
     batch = pairs.collate([pairs.read(1), pairs.read(2)])
     assert isinstance(batch, Batch) and batch.rgb_BChw.shape == (2, 16, 4, 4)
     assert batch.text.tokens_BLD.shape == (2, 5, 48) and batch.text.mask_BL is None
@@ -78,8 +78,8 @@ def test_damaged_sample_is_named(tmp_path):
     layout = write_cache(tmp_path)
     whole = layout.cached(NAMES[0]).read_bytes()
     layout.cached(NAMES[0]).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=rf"{NAMES[0]}\.safetensors: damaged"):
-        read_pair(layout.cached(NAMES[0]))
+    with pytest.raises(BadSample, match=rf"{NAMES[0]}\.safetensors: damaged"):
+        CachedPairs(tmp_path, depth_transform="none").read(0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -4,18 +4,18 @@ import pytest
 import torch
 from fake_folder import NAMES, random_text, write_autoencoder, write_pictures
 
-from dataset.cache import read_pair
+from dataset.cache import claim_folder, read_pair
+from dataset.encode_folder import FolderEncoder
 from dataset.jointdit_dataset import CachedPairs, PicturePairs
 from dataset.preprocess_args import PairsArgs, PromptsArgs
-from dataset.preprocess_step2 import encode_folder
 from dataset.prompt_features import encode_prompts, read_prompt_features, read_prompts, write_prompt_features
 from library.args import parse
 from library.encoding import LatentEncoder, PairEncoder, PromptEncoder
 from library.errors import UserError
-from library.files import write_json
 from library.flux.text import TextFeatures
 from library.flux.weights import load_autoencoder
 
+META = {"depth_transform": "none"}
 MADE_BY = {"clip_l": "c", "t5xxl": "t", "t5_length": 5, "text_mask": False}
 
 
@@ -40,14 +40,31 @@ def encoder(tmp_path_factory):
     return PairEncoder(latents=latents, prompts=PromptEncoder(encoders=FakeTextEncoders()))
 
 
+def fill(folder, encoder, *, shard_size=None, text=True, dtype=torch.float32, **settings) -> int:
+    """Run step 2 on a folder with given encoders; return how many samples were made."""
+    pictures = PicturePairs(folder, depth_transform="none", max_bad_samples=settings.get("max_bad_samples", 0))
+    stamp = claim_folder(pictures.layout.cache_meta, META | {"text": text}, flag="--image_folder")
+    return FolderEncoder(
+        pairs=pictures,
+        latents=encoder.latents,
+        prompts=encoder.prompts if text else None,
+        batch_size=3,
+        dtype=dtype,
+        stamp=stamp,
+        **settings,
+    ).run(shard_size=shard_size)
+
+
+def cache_files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "cache").iterdir())}
+
+
 def test_cached_and_on_the_fly_are_the_same(tmp_path, encoder):
-    layout = write_pictures(tmp_path)
+    write_pictures(tmp_path)
     pictures = PicturePairs(tmp_path, depth_transform="none")
-    args = parse(["--image_folder", str(tmp_path), "--batch_size", "3"], PairsArgs)
-    assert encode_folder(pictures, encoder, args) == 8
-    write_json(layout.cache_meta, {"format": 1, "depth_transform": "none"})
+    assert fill(tmp_path, encoder) == 8
     cached = CachedPairs(tmp_path, depth_transform="none")
-    assert cached.names == pictures.names
+    assert list(cached.names) == list(pictures.names) == list(NAMES)
     from_cache = cached.collate([cached.read(index) for index in (5, 1)])
     on_the_fly = encoder.encode(pictures.collate([pictures.read(index) for index in (5, 1)]))
     assert from_cache.names == on_the_fly.names
@@ -58,13 +75,12 @@ def test_cached_and_on_the_fly_are_the_same(tmp_path, encoder):
 
 def test_a_stopped_run_goes_on(tmp_path, encoder):
     layout = write_pictures(tmp_path)
-    pictures = PicturePairs(tmp_path, depth_transform="none")
-    args = parse(["--image_folder", str(tmp_path)], PairsArgs)
-    encode_folder(pictures, encoder, args)
-    first = {name: layout.cached(name).read_bytes() for name in NAMES}
+    fill(tmp_path, encoder)
+    first = cache_files(tmp_path)
     layout.cached(NAMES[4]).unlink()
-    assert encode_folder(pictures, encoder, args) == 1
-    assert {name: layout.cached(name).read_bytes() for name in NAMES} == first
+    (layout.cache / ".00000004.1.tmp.safetensors").write_bytes(b"half of it")
+    assert fill(tmp_path, encoder) == 1
+    assert cache_files(tmp_path) == first
 
 
 def test_precision_and_posterior(tmp_path, encoder):
@@ -73,10 +89,13 @@ def test_precision_and_posterior(tmp_path, encoder):
     mean = PairEncoder(
         latents=LatentEncoder(autoencoder=encoder.latents.autoencoder, posterior="mean"), prompts=encoder.prompts
     )
-    encode_folder(pictures, mean, parse(["--image_folder", str(tmp_path), "--save_precision", "bf16"], PairsArgs))
+    fill(tmp_path, mean, dtype=torch.bfloat16)
     pixels = pictures.collate([pictures.read(0)])
-    expected = encoder.latents.autoencoder.encode(pixels.rgb_BChw)[0].bfloat16().float()
-    assert torch.equal(read_pair(layout.cached(NAMES[0])).rgb_Chw, expected)
+    expected = encoder.latents.autoencoder.encode(pixels.rgb_BChw)[0].bfloat16()
+    cached = CachedPairs(tmp_path, depth_transform="none")
+    assert torch.equal(read_pair(layout.cached(NAMES[0]), stamp=cached.stamp).rgb_Chw, expected)
+    batch = cached.collate([cached.read(0)]).to("cpu")
+    assert batch.rgb_BChw.dtype == batch.text.tokens_BLD.dtype == torch.float32
     assert not torch.equal(encoder.encode(pixels).rgb_BChw, mean.encode(pixels).rgb_BChw)
 
 

@@ -41,7 +41,7 @@ def test_batch_larger_than_the_dataset():
 def test_picks_say_where_a_sample_is_seen():
     order = DataOrder(count=7, batch_size=2, accumulation=2)
     picks = [pick for batch in MicroBatches(order=order, start=3, stop=5) for pick in batch]
-    assert [(pick.step, pick.index) for pick in picks] == [(step, index) for step in (3, 4) for index in range(4)]
+    assert [(pick.step, pick.place) for pick in picks] == [(step, index) for step in (3, 4) for index in range(4)]
 
 
 @pytest.mark.parametrize("buckets", [None, UNEVEN])

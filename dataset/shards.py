@@ -1,0 +1,105 @@
+"""Tar shards of cached samples: members NAME.safetensors, and beside each shard a JSON file that says where they lie.
+
+A shard is an ordinary tar file that streams, and any member can be read by its offset: the order of training stays
+exact. Shards are written one by one under a temporary name; the JSON file comes last and marks a shard as finished.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dataset.cache import FORMAT
+from dataset.layout import Layout
+from dataset.sample_index import Row, scan
+from library.errors import UserError
+from library.files import write_atomically, write_json
+from library.loading import BadSample
+
+_SUFFIX = ".safetensors"
+
+
+def write_shard(layout: Layout, number: int, samples: Mapping[str, tuple[bytes, int, int]], *, stamp: str) -> None:
+    """Write a shard of samples, by name: content, and rows and columns of the latents. Equal samples, equal bytes."""
+    path = layout.shard(number)
+    with write_atomically(path) as temporary:
+        with tarfile.open(temporary, "w") as tar:
+            for name, (content, _, _) in samples.items():
+                member = tarfile.TarInfo(name + _SUFFIX)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        with tarfile.open(temporary) as tar:
+            places = {member.name.removesuffix(_SUFFIX): (member.offset_data, member.size) for member in tar}
+    entries = {
+        name: {"offset": offset, "size": size, "height": samples[name][1], "width": samples[name][2]}
+        for name, (offset, size) in places.items()
+    }
+    write_json(layout.shard_index(number), {"format": FORMAT, "stamp": stamp, "samples": entries})
+
+
+def read_shard_indexes(layout: Layout, *, flag: str, stamp: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the numbers of all finished shards, in rising order, and where their samples lie, by name.
+
+    Raises:
+        UserError: a shard's index is damaged, or has another stamp than this cache's.
+    """
+    numbers = sorted(int(entry.name[6:-5]) for entry in scan(layout.cache, ".json") if _is_index(entry.name))
+    for number in numbers:
+        path = layout.shard_index(number)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found, samples = content["stamp"], content["samples"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{flag} {path}: damaged ({error}); delete this file and run the preprocessing step again"
+            ) from None
+        if stamp is not None and found != stamp:
+            raise UserError(
+                f"{flag} {path}: its shard was made by other models or settings than this cache's meta.json says; "
+                "delete both and run the preprocessing step again"
+            )
+        yield number, samples
+
+
+def _is_index(name: str) -> bool:
+    return name.startswith("shard_") and name[6:-5].isdigit()
+
+
+def shard_rows(number: int, samples: Mapping[str, Any]) -> Iterator[Row]:
+    """Where a finished shard's samples lie, as rows of a folder's index."""
+    for name, entry in samples.items():
+        yield Row(
+            name=name,
+            height=entry["height"],
+            width=entry["width"],
+            shard=number,
+            offset=entry["offset"],
+            length=entry["size"],
+        )
+
+
+def read_member(layout: Layout, row: Row, *, flag: str) -> tuple[bytes, str]:
+    """Read one sample's content from its shard or its own file; also say, for a person, where that is.
+
+    Raises:
+        BadSample: the file is missing or too short.
+    """
+    path = layout.cached(row.name) if row.shard < 0 else layout.shard(row.shard)
+    where = f"{flag} {path}" if row.shard < 0 else f"{flag} {path}, {row.name}"
+    try:
+        if row.shard < 0:
+            return path.read_bytes(), where
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            content = os.pread(descriptor, row.length, row.offset)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise BadSample(f"{where}: no such file; run the preprocessing step again") from None
+    except OSError as error:
+        raise BadSample(f"{where}: can't be read ({error})") from None
+    if len(content) < row.length:
+        raise BadSample(f"{where}: cut short; delete the shard and its .json and run the preprocessing step again")
+    return content, where
