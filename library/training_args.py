@@ -57,6 +57,9 @@ class DataArgs(Flags):
         0, help="damaged or missing samples that are named and skipped; one more stops the training (per process)",
         minimum=0,
     )  # fmt: skip
+    trust_cache: bool = flag(
+        False, help="train on an imported cache although nobody knows which models made it (dataset.import_released)"
+    )
     flip_aug: bool = flag(
         False, help="mirror half of the pairs, image and depth together; not with --is_latent_training"
     )

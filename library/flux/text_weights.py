@@ -125,6 +125,20 @@ def load_t5(
     return model, token_length
 
 
+def token_lengths(clip_path: str | Path, t5_path: str | Path) -> tuple[int, int]:
+    """Return how many tokens of a prompt CLIP and T5 read, from the files' headers alone.
+
+    Raises:
+        UserError: naming `--clip_l` or `--t5xxl`, if the file is missing or another model's.
+    """
+    clip = open_checkpoint(clip_path, flag=CLIP_FLAG, model_types=("clip_text_model", "clip"))
+    clip = _renamed(clip, _select(clip, strip=_CLIP_PREFIX, extra=_CLIP_EXTRA))
+    t5 = open_checkpoint(t5_path, flag=T5_FLAG, model_types=("t5",))
+    t5.shape("shared.weight")
+    positions = clip.shape("embeddings.position_embedding.weight")[0]
+    return positions, t5.config.get("token_length", _T5_DEFAULTS["token_length"])
+
+
 def _require_clip_settings(checkpoint: Checkpoint, rest: Mapping[str, Any], *, vocabulary: int, width: int) -> None:
     beside = f"say the true one in {checkpoint.path.with_suffix('.json').name}"
     if width % rest["num_attention_heads"]:
