@@ -82,16 +82,16 @@ def load_trainable(args: TrainingArgs, accelerator: Accelerator) -> tuple[JointD
         addons = find_addons(args.jointdit_addons_path)
         _check_settings(read_settings(addons), settings)
         model = load_jointdit(flux=base, addons=addons, dtype=base_dtype(accelerator))
-    for _, parameter in trainable_parameters(model):
-        parameter.data = parameter.data.to(PRECISIONS[args.addons_precision])
-    quantize_base(model, args.base_precision, device=accelerator.device)
-    _place(model, args, accelerator)
+    fit(model, args, accelerator)
     return model, settings
 
 
-def _place(model: JointDiT, args: TrainingArgs, accelerator: Accelerator) -> None:
-    """Choose the attention, move the model to the device, wrap its blocks."""
+def fit(model: JointDiT, args: TrainingArgs, accelerator: Accelerator) -> None:
+    """Choose precisions and attention, move the model to the device, wrap its blocks."""
     device = accelerator.device
+    for _, parameter in trainable_parameters(model):
+        parameter.data = parameter.data.to(PRECISIONS[args.addons_precision])
+    quantize_base(model, args.base_precision, device=device)
     fast_on_cpu = device.type == "cpu" and accelerator.mixed_precision == "bf16"
     model.kernel = KERNELS["xformers" if args.xformers else "matmul" if fast_on_cpu else "sdpa"]
     blocks = [*model.double_blocks, *model.single_blocks]
