@@ -1,0 +1,62 @@
+"""A prepared folder while step 1 runs: held by one run, shared by its processes, cleaned of what a killed run left."""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from torch import distributed
+
+from dataset.layout import Layout
+from library.cli import is_main_process, process_count
+from library.errors import UserError
+
+_TEMPORARY = re.compile(r"\..*\.\d+\.tmp(\.[^.]*)?", re.DOTALL)  # as `write_atomically` names them
+_LONGEST_WAIT = timedelta(days=30)  # for a process that still makes captions
+
+
+@contextmanager
+def hold_folder(layout: Layout) -> Iterator[None]:
+    """Keep other runs of this step out of the folder; the system lets go of it by itself if this process is killed.
+
+    Raises:
+        UserError: another run is at work in it.
+    """
+    if not is_main_process():
+        yield
+        return
+    folder = os.open(layout.root, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--image_folder {layout.root}: another run of this step is at work in it") from None
+    except OSError:
+        pass  # some network file systems have no locks
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+def remove_leftovers(layout: Layout) -> None:
+    """Remove files that a killed process had begun: temporary ones and parts of the report."""
+    for folder in (layout.processed_images, layout.depthmaps, layout.text_prompts, layout.raw_images):
+        for path, _, names in os.walk(folder):
+            for name in filter(_TEMPORARY.fullmatch, names):
+                os.unlink(os.path.join(path, name))
+    for entry in Path(layout.root).iterdir():
+        if _TEMPORARY.fullmatch(entry.name):
+            entry.unlink()
+    shutil.rmtree(layout.step1_parts, ignore_errors=True)
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here."""
+    if process_count() > 1:
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)
+        distributed.barrier()
