@@ -120,17 +120,36 @@ class CacheFlags(Protocol):
     """The flags that decide which cache is accepted; each as train.py has it."""
 
     @property
-    def image_folder(self) -> Path: ...  # noqa: D102
+    def image_folder(self) -> Path:
+        """Prepared folder."""
+
     @property
-    def clip_l(self) -> Path | None: ...  # noqa: D102
+    def clip_l(self) -> Path | None:
+        """CLIP's weights."""
+
     @property
-    def t5xxl(self) -> Path | None: ...  # noqa: D102
+    def t5xxl(self) -> Path | None:
+        """T5's weights."""
+
     @property
-    def ae(self) -> Path | None: ...  # noqa: D102
+    def ae(self) -> Path | None:
+        """The autoencoder's weights."""
+
     @property
-    def is_attnmask_training(self) -> bool: ...  # noqa: D102
+    def is_attnmask_training(self) -> bool:
+        """Whether T5's padding is masked."""
+
     @property
-    def trust_cache(self) -> bool: ...  # noqa: D102
+    def clip_activation(self) -> str:
+        """CLIP's activation."""
+
+    @property
+    def t5xxl_max_token_length(self) -> int | None:
+        """T5 tokens, if said."""
+
+    @property
+    def trust_cache(self) -> bool:
+        """Whether a cache of unknown origin will do."""
 
 
 def check_models(args: CacheFlags, meta: dict[str, Any]) -> None:
@@ -153,12 +172,25 @@ def check_models(args: CacheFlags, meta: dict[str, Any]) -> None:
                 f"--{name} {path}: isn't the model that made the cache of {args.image_folder}; give that one, or make "
                 "the cache anew with preprocess_step2.py"
             )
-    if meta.get("text", True) and args.is_attnmask_training != meta["text_mask"]:
+    if meta.get("text", True):
+        _check_text_settings(args, meta)
+
+
+def _check_text_settings(args: CacheFlags, meta: dict[str, Any]) -> None:
+    if args.is_attnmask_training != meta["text_mask"]:
         made = "with" if meta["text_mask"] else "without"
         raise UserError(
             f"--is_attnmask_training: the cache of {args.image_folder} was made {made} it; do the same here, or make "
             "the cache anew"
         )
+    told = {"clip_activation": args.clip_activation, "t5xxl_max_token_length": args.t5xxl_max_token_length}
+    made_with = {"clip_activation": meta["clip_activation"], "t5xxl_max_token_length": meta["t5_length"]}
+    for name, value in told.items():
+        if value not in (None, made_with[name]):
+            raise UserError(
+                f"--{name} {value}: the cache of {args.image_folder} was made with {made_with[name]}; say the same "
+                "here, or make the cache anew"
+            )
 
 
 def _check_same(training: dict[str, Any], held_out: dict[str, Any], *, folder: Path) -> None:
