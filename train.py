@@ -2,9 +2,12 @@
 
 import sys
 
+from accelerate import Accelerator
+
 from dataset.training_data import open_training_data
 from library.args import parse
-from library.cli import run_main, set_threads
+from library.cli import is_main_process, run_main, set_threads
+from library.experiment import open_experiment
 from library.training import Trainer
 from library.training_args import TrainingArgs
 from library.training_setup import base_dtype, load_trainable, make_accelerator
@@ -12,9 +15,15 @@ from library.training_watch import add_watches
 
 
 def main() -> None:
-    """Read the flags, open the data, load the model, train."""
+    """Read the flags and take the experiment's folder."""
     args = parse(sys.argv[1:], TrainingArgs, description="Train JointDiT's adapters and joint connections")
     accelerator = make_accelerator(args)
+    with open_experiment(args.experiment, resume=args.resume is not None, main_process=is_main_process()):
+        train(args, accelerator)
+
+
+def train(args: TrainingArgs, accelerator: Accelerator) -> None:
+    """Open the data, load the model, train."""
     set_threads(args.num_threads)
     data = open_training_data(args, device=accelerator.device, dtype=base_dtype(accelerator))
     model, settings = load_trainable(args, accelerator)

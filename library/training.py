@@ -5,30 +5,35 @@ A step is a pure function of the weights and (seed, step): `optimize` reads as t
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from library.average import RunningAverage
 from library.batches import Batch, PromptFeatures, RawBatch, drop_text
+from library.checkpoints import Checkpoints, make_recipe
 from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
+from library.experiment import newest_state, writing
 from library.interruption import StopRequest, stop_requests
 from library.joint_loss import NoiseSettings, draw, joint_flow_loss, noisy_pairs
-from library.jointdit.addons import AddonSettings, save_addons, trainable_parameters
+from library.jointdit.addons import AddonSettings, trainable_parameters
 from library.jointdit.model import JointDiT
 from library.loading import Pairs, load_batches, worker_count
+from library.loss_guard import LossGuard
 from library.optim import has_modes, make_optimizer, make_scheduler, shown
-from library.training_args import PRECISIONS, TrainingArgs
+from library.training_args import TrainingArgs
 from library.training_log import TrainingLog
+from library.training_report import describe_method, estimate_memory
 from library.training_setup import make_weight_by_weight
-from library.training_state import Progress, find_state, load_state, save_state
+from library.training_state import Progress
 
 log = logging.getLogger(__name__)
 
@@ -43,41 +48,6 @@ class Watch:
     steps: int | None = None
     epochs: int | None = None
     at_first: bool = False
-
-
-# Flags that must be the same when a run is resumed.
-_RECIPE = (
-    "seed",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "optimizer_type",
-    "optimizer_args",
-    "addons_precision",
-    "base_precision",
-    "learning_rate",
-    "lr_scheduler",
-    "lr_scheduler_args",
-    "lr_warmup_steps",
-    "max_grad_norm",
-    "ema_decay",
-    "timestep_sampling",
-    "discrete_flow_shift",
-    "clean_flow_shift",
-    "unbalanced_sampling",
-    "text_dropout",
-    "weighting",
-    "guidance_scale",
-    "depth_transform",
-)
-# Switches of the method, told in the add-ons' header.
-_SWITCHES = (
-    "timestep_sampling",
-    "discrete_flow_shift",
-    "clean_flow_shift",
-    "unbalanced_sampling",
-    "text_dropout",
-    "guidance_scale",
-)
 
 
 class Trainer:
@@ -122,12 +92,7 @@ class Trainer:
         self.settings = settings
         self.trained: dict[str, nn.Parameter] = dict(trainable_parameters(model))
         self.average = RunningAverage(self.trained, decay=args.ema_decay) if args.ema_decay else None
-        optimizer = make_optimizer(
-            args.optimizer_type,
-            self.trained.values(),
-            learning_rate=args.learning_rate,
-            arguments=args.optimizer_args,
-        )
+        optimizer = self.new_optimizer(self.trained.values())
         self.scheduler = make_scheduler(
             args.lr_scheduler,
             optimizer,
@@ -145,8 +110,37 @@ class Trainer:
         # The model is on its device already, perhaps with some blocks left behind in CPU memory (--blocks_to_swap).
         self.model, self.optimizer = accelerator.prepare(model, optimizer, device_placement=[False, True])
         self.empty = prompts.empty.to(accelerator.device)
+        self.guard = LossGuard(factor=args.max_loss_factor)
+        self.checkpoints = Checkpoints(
+            args,
+            accelerator=accelerator,
+            model=model,
+            settings=settings,
+            progress=Progress(
+                parameters=self.trained,
+                average=self.average.tensors if self.average is not None else None,
+                optimizer=self.by_weight or optimizer,
+                scheduler=self.scheduler,
+            ),
+            recipe=make_recipe(
+                args,
+                names=pairs.names,
+                processes=accelerator.num_processes,
+                total=self.total,
+                precision=accelerator.mixed_precision,
+                base=settings.base,
+            ),
+            weights_to_show=self.weights_to_show,
+        )
         self.watches: list[Watch] = []
         self.step = 0
+
+    def new_optimizer(self, weights: Iterable[nn.Parameter]) -> Optimizer:
+        """Make the optimizer of the flags for some weights."""
+        args = self.args
+        return make_optimizer(
+            args.optimizer_type, weights, learning_rate=args.learning_rate, arguments=args.optimizer_args
+        )
 
     # ---- one step -----------------------------------------------------------------------------------------------
 
@@ -163,32 +157,42 @@ class Trainer:
         parts = self.order.accumulation
         if self.by_weight is not None:
             self.by_weight.number = step
-        total = torch.zeros((), device=self.accelerator.device)
-        names: tuple[str, ...] = ()
+        seen: list[tuple[Tensor, tuple[str, ...]]] = []
         for part in range(parts):
             batch = self.on_device(next(batches))
-            names += batch.names
             with self.gradients_stay_here(part < parts - 1):
                 loss = self.micro_loss(batch, step=step, part=part)
                 # A fused pass steps as it goes: with a loss that isn't finite it must not begin.
                 if not self.args.fused_backward_pass or torch.isfinite(loss):
                     self.accelerator.backward(loss / parts)
-            total += loss.detach() / parts
-        numbers = {"loss": self.mean_over_processes(total), "lr": float(self.scheduler.get_last_lr()[0])}
-        if not math.isfinite(numbers["loss"]):
-            raise UserError(
-                f"--learning_rate {self.args.learning_rate}: the loss of step {step + 1} is {numbers['loss']} "
-                f"(samples {', '.join(names[:8])}); check them, or lower the rate and go on with --resume latest"
-            )
+            seen.append((loss.detach(), batch.names))
+        mean = self.mean_over_processes(torch.stack([loss for loss, _ in seen]).mean())
+        if (fault := self.guard.fault(mean)) is not None:
+            raise self.failure(step, f"the loss of step {step + 1} {fault}", seen)
+        numbers = {"loss": mean, "lr": float(self.scheduler.get_last_lr()[0])}
         if self.args.max_grad_norm:
             norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.args.max_grad_norm)
             numbers["grad_norm"] = float(norm)
+            if not math.isfinite(numbers["grad_norm"]) and self.accelerator.scaler is None:  # a scaler skips such steps
+                raise self.failure(step, f"the gradient of step {step + 1} is {numbers['grad_norm']}", seen)
         (self.by_weight or self.optimizer).step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(step + 1)
         return numbers
+
+    def failure(self, step: int, what: str, seen: list[tuple[Tensor, tuple[str, ...]]]) -> UserError:
+        """Say what is wrong, the samples it comes from on any process, and where to go on."""
+        everywhere = gather_object([(float(loss), names) for loss, names in seen])
+        worst = max((loss if math.isfinite(loss) else math.inf for loss, _ in everywhere))
+        names = [name for loss, names in everywhere if not loss < worst for name in names]
+        return UserError(
+            f"--learning_rate {self.args.learning_rate}, --max_loss_factor {self.args.max_loss_factor:g}: {what} "
+            f"(samples {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}); "
+            f"{newest_state(self.args.experiment)}; look at these samples, or lower the rate, and go on with "
+            "--resume latest"
+        )
 
     def on_device(self, batch: Batch | RawBatch) -> Batch:
         """Encode what isn't cached, and move what comes out to the device."""
@@ -211,7 +215,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end, or until asked to stop."""
-        self.resume()
+        self.step = self.checkpoints.resume()
         self.describe()
         args = self.args
         workers = worker_count(args.max_data_loader_n_workers)
@@ -236,22 +240,32 @@ class Trainer:
                     journal.step(self.step, **numbers)
                     self.watch(journal)
                     self.save_if_due()
+                self.finish(stop)
             finally:
                 journal.close()
-        self.finish(stop)
 
     def describe(self) -> None:
-        """Say what is trained on what, for how long, and where results go."""
-        trained = sum(parameter.numel() for parameter in self.trained.values())
-        everything = sum(parameter.numel() for parameter in self.bare_model.parameters())
-        order = self.order
+        """Say what is trained on what, how, for how long, in how much memory, and where results go."""
+        args, order, accelerator = self.args, self.order, self.accelerator
         log.info(
             "Training %s of %s parameters on %d pairs: %d steps of %d (%d a batch, accumulation %d, processes %d), "
             "%.2f epochs, precision %s, on %s; results in %s",
-            f"{trained:,}", f"{everything:,}", order.count, self.total, order.global_batch, order.batch_size,
-            order.accumulation, order.processes, self.total * order.global_batch / order.count,
-            self.accelerator.mixed_precision, self.accelerator.device, self.args.experiment,
+            f"{sum(weight.numel() for weight in self.trained.values()):,}",
+            f"{sum(weight.numel() for weight in self.bare_model.parameters()):,}",
+            order.count, self.total, order.global_batch, order.batch_size, order.accumulation, order.processes,
+            self.total * order.global_batch / order.count, accelerator.mixed_precision, accelerator.device,
+            args.experiment,
         )  # fmt: skip
+        log.info("Method: %s", describe_method(self.settings, self.bare_model.ranks, args))
+        memory = estimate_memory(
+            self.bare_model,
+            trained=self.trained.values(),
+            make_optimizer=self.new_optimizer,
+            device=accelerator.device,
+            average=self.average is not None,
+            one_gradient_at_a_time=args.fused_backward_pass,
+        )
+        log.info("Expected memory of each process on %s before activations: %s", accelerator.device, memory)
 
     def watch(self, journal: TrainingLog, *, first: bool = False) -> None:
         """Let the watches that are due look at the model (its running average, if there is one)."""
@@ -262,7 +276,7 @@ class Trainer:
         if not due:
             return
         for watch in due:
-            with self.weights_to_show():
+            with writing(self.args.experiment, experiment=self.args.experiment), self.weights_to_show():
                 journal.note(step=self.step, **watch.look(self.bare_model, self.step))
         self.accelerator.wait_for_everyone()
         journal.pause()
@@ -277,13 +291,12 @@ class Trainer:
     def finish(self, stop: StopRequest) -> None:
         """Write the last add-ons; of an unfinished run the state instead."""
         if self.step < self.total:
-            path = self.save_resumable()
+            path = self.checkpoints.save_state(self.step)
             log.info("Stopped by %s at step %d; go on with --resume latest (%s)", stop.name, self.step, path)
             return
         if self.args.save_state:
-            self.save_resumable()
-        path = self.args.experiment / f"{self.args.output_name}.safetensors"
-        self.save_model(path)
+            self.checkpoints.save_state(self.step)
+        path = self.checkpoints.save_addons(self.args.output_name, self.step)
         log.info("Finished %d steps: %s", self.step, path)
 
     def is_due(self, *, steps: int | None, epochs: int | None) -> bool:
@@ -294,69 +307,15 @@ class Trainer:
             return False
         return self.order.epoch_at(self.step) // epochs > self.order.epoch_at(self.step - 1) // epochs
 
-    # ---- saving and resuming ------------------------------------------------------------------------------------
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """Flags that must be the same when a run is resumed, and what else decides the stream of samples."""
-        args = self.args
-        values = {name: getattr(args, name) for name in _RECIPE}
-        return values | {"num_processes": self.order.processes, "image_folder": f"of {self.order.count} pairs"}
-
-    @property
-    def progress(self) -> Progress:
-        """The live parts of the run."""
-        average = self.average.tensors if self.average is not None else None
-        return Progress(
-            parameters=self.trained,
-            average=average,
-            optimizer=self.by_weight or self.raw_optimizer,
-            scheduler=self.scheduler,
-        )
-
-    def resume(self) -> None:
-        """Go on from `--resume`, if it is given and there is a state."""
-        if self.args.resume is None:
-            return
-        path = find_state(self.args.resume, experiment=self.args.experiment)
-        if path is None:
-            log.info("--resume latest: no state in %s yet; starting at step 0", self.args.experiment)
-            return
-        self.step = load_state(path, self.progress, recipe=self.recipe)
-        log.info("Resumed %s at step %d", path, self.step)
-
     def save_if_due(self) -> None:
         """Save add-ons, and the state with them, at the steps and ends of epochs the flags name."""
         args = self.args
         if not self.is_due(steps=args.save_every_n_steps, epochs=args.save_every_n_epochs):
             return
-        self.save_model(args.experiment / f"jointdit_addons_step_{self.step:06d}.safetensors")
+        self.checkpoints.save_addons(f"jointdit_addons_step_{self.step:06d}", self.step)
         if args.save_state and self.step < self.total:
-            self.save_resumable()
-
-    def save_resumable(self) -> Path:
-        """Write a state from the main process."""
-        path = self.args.experiment / f"state_step_{self.step:08d}"
-        if self.accelerator.is_main_process:
-            save_state(
-                self.args.experiment, self.progress, step=self.step, recipe=self.recipe, keep=self.args.save_last_n
-            )
-        self.accelerator.wait_for_everyone()
-        return path
+            self.checkpoints.save_state(self.step)
 
     def weights_to_show(self) -> Any:
         """Context in which the model has the weights that are saved and previewed."""
         return self.average.in_place() if self.average is not None else shown(self.raw_optimizer)
-
-    def save_model(self, path: Path) -> None:
-        """Write an add-ons file with its JSON from the main process."""
-        if self.accelerator.is_main_process:
-            with self.weights_to_show():
-                save_addons(
-                    path,
-                    self.bare_model,
-                    settings=self.settings,
-                    dtype=PRECISIONS[self.args.save_precision],
-                    extra={"recipe": {name: getattr(self.args, name) for name in _SWITCHES}},
-                )
-        self.accelerator.wait_for_everyone()

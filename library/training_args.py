@@ -98,6 +98,10 @@ class RecipeArgs(Flags):
         "float", help="what the trained add-ons are held in; bf16 halves them and their gradients, and rounds every "
         "step stochastically, as the released add-ons were trained", choices=("float", "bf16"),
     )  # fmt: skip
+    max_loss_factor: float = flag(
+        10.0, help="stop when a step's loss is more than this many times the mean of the last 100; 0 never does",
+        minimum=0.0,
+    )  # fmt: skip
     ema_decay: float = flag(
         0.0, help="decay per step of the weights' running average, which is what is saved and previewed; 0 keeps none",
         minimum=0.0, below=1.0,

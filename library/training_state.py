@@ -5,6 +5,7 @@ A state is a folder `state_step_00000008`; it gets this name only when it is who
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ from library.errors import UserError
 from library.files import save_tensors, write_json
 from library.fused_backward import WeightByWeight
 
+log = logging.getLogger(__name__)
+
 _NAME = re.compile(r"state_step_(\d+)$")
 _NEWEST = "latest"
 
@@ -44,10 +47,13 @@ def save_state(
 ) -> Path:
     """Write `folder/state_step_N` and return its path; `recipe` is what must be the same on resuming.
 
-    With `keep`, older states beyond the newest `keep` are deleted, after the new one is in place.
+    A whole state of this step is left as it is: a run reaches a step in one way only. With `keep`, states before the
+    newest `keep` are deleted, after the new one is on the disk; states of later steps aren't this run's and stay.
     """
     final = folder / f"state_step_{step:08d}"
-    building = folder / f".{final.name}.{os.getpid()}.tmp"
+    if (final / "state.json").is_file():
+        return final
+    building = _temporary(final)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
@@ -58,15 +64,31 @@ def save_state(
         save_tensors(building / "optimizer.safetensors", tensors)
         state = {"step": step, "recipe": recipe, "optimizer": plain, "scheduler": _plain_scheduler(progress.scheduler)}
         write_json(building / "state.json", state)
-        if final.exists():
-            shutil.rmtree(final)
+        for path in (*building.iterdir(), building):
+            _flush_to_disk(path)
+        shutil.rmtree(final, ignore_errors=True)  # the rest of one whose deletion was interrupted
         os.replace(building, final)
+        _flush_to_disk(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     if keep is not None:
-        for _, old in list_states(folder)[:-keep]:
-            shutil.rmtree(old)
+        for _, old in [state for state in list_states(folder) if state[0] <= step][:-keep]:
+            os.replace(old, _temporary(old))  # at no instant is there half a state under a state's name
+            shutil.rmtree(_temporary(old))
     return final
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until a file or folder would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def list_states(folder: Path) -> list[tuple[int, Path]]:
@@ -77,37 +99,69 @@ def list_states(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match and (path / "state.json").is_file())
 
 
-def find_state(resume: str, *, experiment: Path) -> Path | None:
-    """Return the state `--resume` means; None for `latest` where there is none yet.
+def resume_state(resume: str, progress: Progress, *, experiment: Path, recipe: Mapping[str, Any]) -> int:
+    """Put the state that `--resume` means into the live objects and return its step; 0 for `latest` without any.
+
+    For `latest` a damaged state is named in a warning, and the one before it is taken.
 
     Raises:
-        UserError: the path is no state.
+        UserError: the path is no state, or no state is whole, or it was made with another recipe.
     """
     if resume == _NEWEST:
-        states = list_states(experiment)
-        return states[-1][1] if states else None
-    path = Path(resume)
-    if not (path / "state.json").is_file():
-        raise UserError(f"--resume {resume}: is no state folder (no state.json); give a state_step_N folder or latest")
-    return path
+        candidates = [path for _, path in reversed(list_states(experiment))]
+    else:
+        candidates = [Path(resume)]
+        if not (candidates[0] / "state.json").is_file():
+            raise UserError(
+                f"--resume {resume}: is no state folder (no state.json); give a state_step_N folder or latest"
+            )
+    for number, path in enumerate(candidates):
+        try:
+            step = load_state(path, progress, recipe=recipe)
+        except DamagedState as error:
+            if number + 1 == len(candidates):
+                raise
+            log.warning("%s; taking %s", error, candidates[number + 1].name)
+        else:
+            log.info("Resumed %s at step %d", path, step)
+            return step
+    log.info("--resume latest: no state in %s yet; starting at step 0", experiment)
+    return 0
+
+
+def set_aside_later(folder: Path, step: int) -> None:
+    """Rename states of steps after `step`: they are damaged or left behind, and shall not be taken for this run's."""
+    for number, path in list_states(folder):
+        if number > step:
+            aside = path.with_name(f"set_aside_{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            log.warning("%s is later than the state resumed from; it is now %s: delete it when done", path, aside.name)
+
+
+class DamagedState(UserError):
+    """A state that can't be read."""
 
 
 def load_state(path: Path, progress: Progress, *, recipe: Mapping[str, Any]) -> int:
     """Put a saved state into the live objects and return its step.
 
     Raises:
-        UserError: the state is damaged, or was made with another recipe; the first difference is named.
+        DamagedState: a file is missing or not whole; nothing is changed then.
+        UserError: the state was made with another recipe; all differences are named.
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        made_with = state["recipe"]
         files = {name: load_file(path / f"{name}.safetensors") for name in ("addons", "optimizer")}
-        if progress.average is not None:
+        if progress.average is not None and made_with.get("ema_decay") == recipe.get("ema_decay"):
             files["average"] = load_file(path / "average.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"--resume {path}: damaged ({error}); resume from an earlier state") from None
-    for key, value in json.loads(json.dumps(recipe)).items():
-        if state["recipe"].get(key) != value:
-            raise UserError(f"--{key} {value}: the state {path} was made with {state['recipe'].get(key)}; use the same")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DamagedState(f"--resume {path}: damaged ({error}); resume from an earlier state") from None
+    now = json.loads(json.dumps(recipe))
+    changed = [f"--{key} {made_with.get(key)} (now {now[key]})" for key in now if made_with.get(key) != now[key]]
+    if changed:
+        raise UserError(f"--resume {path}: made with {', '.join(changed)}; use the same to go on")
     _copy_into(progress.parameters, files["addons"], path=path)
     if progress.average is not None:
         _copy_into(progress.average, files["average"], path=path)

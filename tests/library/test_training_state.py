@@ -1,5 +1,9 @@
 """States: what is saved comes back bit for bit, and what doesn't fit is named."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +12,7 @@ from library.average import RunningAverage
 from library.errors import UserError
 from library.optim import make_optimizer, make_scheduler
 from library.training_log import TrainingLog
-from library.training_state import Progress, find_state, list_states, load_state, save_state
+from library.training_state import Progress, list_states, load_state, resume_state, save_state, set_aside_later
 
 RECIPE = {"seed": 1, "optimizer_args": ("a=1",)}
 
@@ -49,22 +53,83 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, optimizer):
 
 def test_latest_and_keeping_the_newest(tmp_path):
     progress, _ = make_progress()
-    assert find_state("latest", experiment=tmp_path) is None
-    for step in (1, 20, 3):
+    assert resume_state("latest", progress, experiment=tmp_path, recipe=RECIPE) == 0
+    for step in (1, 3, 20):
         save_state(tmp_path, progress, step=step, recipe=RECIPE, keep=2)
     assert [step for step, _ in list_states(tmp_path)] == [3, 20]
-    assert find_state("latest", experiment=tmp_path) == tmp_path / "state_step_00000020"
     (tmp_path / "state_step_00000099").mkdir()  # not whole: not a state
-    assert find_state("latest", experiment=tmp_path) == tmp_path / "state_step_00000020"
+    assert resume_state("latest", progress, experiment=tmp_path, recipe=RECIPE) == 20
+    assert resume_state(str(tmp_path / "state_step_00000003"), progress, experiment=tmp_path, recipe=RECIPE) == 3
     with pytest.raises(UserError, match="--resume nowhere: is no state folder"):
-        find_state("nowhere", experiment=tmp_path)
+        resume_state("nowhere", progress, experiment=tmp_path, recipe=RECIPE)
+
+
+def test_a_damaged_newest_state_gives_way_and_never_costs_a_good_one(tmp_path, caplog):
+    progress, _ = make_progress()
+    for step in (1, 2, 3):
+        save_state(tmp_path, progress, step=step, recipe=RECIPE)
+    damaged = tmp_path / "state_step_00000003"
+    whole = (damaged / "addons.safetensors").read_bytes()
+    (damaged / "addons.safetensors").write_bytes(whole[:-1])
+    assert resume_state("latest", progress, experiment=tmp_path, recipe=RECIPE) == 2
+    warning = f"--resume {damaged}: damaged"
+    assert caplog.messages[0].startswith(warning) and caplog.messages[0].endswith("taking state_step_00000002")
+    # Kept are the newest of this run, not what it left behind.
+    save_state(tmp_path, progress, step=2, recipe=RECIPE, keep=1)
+    set_aside_later(tmp_path, 2)
+    assert (tmp_path / "set_aside_state_step_00000003" / "addons.safetensors").read_bytes() == whole[:-1]
+    save_state(tmp_path, progress, step=4, recipe=RECIPE, keep=1)
+    assert [step for step, _ in list_states(tmp_path)] == [4]
+    (tmp_path / "state_step_00000004" / "state.json").write_text("{")
+    with pytest.raises(UserError, match="--resume .*state_step_00000004: damaged"):
+        resume_state("latest", progress, experiment=tmp_path, recipe=RECIPE)
+
+
+def test_later_states_never_count_as_newest(tmp_path):
+    progress, _ = make_progress()
+    for step in (20, 3):
+        save_state(tmp_path, progress, step=step, recipe=RECIPE, keep=1)
+    assert [step for step, _ in list_states(tmp_path)] == [3, 20]
+
+
+def test_a_state_that_is_there_stays_as_it_is(tmp_path):
+    progress, _ = make_progress()
+    path = save_state(tmp_path, progress, step=1, recipe=RECIPE)
+    before = {file: file.stat().st_ino for file in path.iterdir()}
+    assert save_state(tmp_path, progress, step=1, recipe=RECIPE) == path
+    assert {file: file.stat().st_ino for file in path.iterdir()} == before
+
+
+def test_a_kill_leaves_whole_states(tmp_path):
+    progress, _ = make_progress()
+    for parameter in progress.parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    progress.optimizer.step()
+    whole = {name: tensor.detach().clone() for name, tensor in progress.parameters.items()}
+    for attempt in range(6):
+        child = os.fork()
+        if child == 0:
+            for step in range(100 * attempt + 1, 100 * attempt + 100):
+                save_state(tmp_path, progress, step=step, recipe=RECIPE, keep=2)
+            os._exit(0)
+        deadline = time.monotonic() + 20
+        while not any(step > 100 * attempt for step, _ in list_states(tmp_path)) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.003 * attempt)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        states = list_states(tmp_path)
+        assert 1 <= len(states) <= 3  # one too many if killed between writing and deleting
+        for step, path in states:
+            assert load_state(path, progress, recipe=RECIPE) == step
+        assert all(torch.equal(progress.parameters[name], tensor) for name, tensor in whole.items())
 
 
 def test_changed_flags_and_damage_are_named(tmp_path):
     progress, _ = make_progress()
     path = save_state(tmp_path, progress, step=1, recipe=RECIPE)
-    with pytest.raises(UserError, match="--seed 2: the state .* was made with 1"):
-        load_state(path, progress, recipe={"seed": 2})
+    with pytest.raises(UserError, match=r"made with --seed 1 \(now 2\), --optimizer_args \['a=1'\] \(now \[\]\); use"):
+        load_state(path, progress, recipe={"seed": 2, "optimizer_args": ()})
     (path / "optimizer.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="--resume .*: damaged"):
         load_state(path, progress, recipe=RECIPE)

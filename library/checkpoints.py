@@ -1,0 +1,138 @@
+"""Add-ons files and states of a training run: what is written, and how a run goes on from it."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from library.errors import UserError
+from library.experiment import newest_state, writing
+from library.flags import flag_values
+from library.jointdit.addons import AddonSettings, save_addons
+from library.jointdit.model import JointDiT
+from library.training_args import PRECISIONS, DataArgs, RecipeArgs, TrainingArgs
+from library.training_state import Progress, resume_state, save_state, set_aside_later
+
+log = logging.getLogger(__name__)
+
+# Flags of data and recipe that may change when a run is resumed: none of them moves a weight.
+_FREE = {
+    "image_folder",  # its samples' names count, wherever they lie
+    "max_data_loader_n_workers",
+    "persistent_data_loader_workers",
+    "max_bad_samples",
+    "max_loss_factor",
+    "prompt_folder",
+    "evaluation_prompts",
+    "max_train_epochs",
+    "max_train_steps",
+    "gradient_checkpointing",
+    "checkpoint_every",
+}
+_ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")  # the others depend on the number of steps
+# Switches of the method, told in the add-ons' header beside weighting, ranks and the released settings.
+SWITCHES = (
+    "timestep_sampling",
+    "discrete_flow_shift",
+    "clean_flow_shift",
+    "unbalanced_sampling",
+    "text_dropout",
+    "guidance_scale",
+)
+
+
+def make_recipe(
+    args: TrainingArgs, *, names: Sequence[str], processes: int, total: int, precision: str, base: str | None
+) -> dict[str, Any]:
+    """What must be the same when a run is resumed, by the name of the flag that decides it."""
+    deciding = {item.name for group in (DataArgs, RecipeArgs) for item in fields(group)} - _FREE
+    recipe = {name: value for name, value in flag_values(args).items() if name in deciding}
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    recipe |= {
+        "image_folder": f"({len(names)} pairs, names {digest})",
+        "num_processes": processes,
+        "mixed_precision": precision,
+        "pretrained_model_name_or_path": f"(fingerprint {base})",
+    }
+    return recipe if args.lr_scheduler in _ENDLESS_SCHEDULES else recipe | {"max_train_steps": total}
+
+
+class Checkpoints:
+    """Writes from the main process, while the others wait; reads on all."""
+
+    def __init__(
+        self,
+        args: TrainingArgs,
+        *,
+        accelerator: Accelerator,
+        model: JointDiT,
+        settings: AddonSettings,
+        progress: Progress,
+        recipe: Mapping[str, Any],
+        weights_to_show: Callable[[], AbstractContextManager],
+    ) -> None:
+        """Keep what is saved; within `weights_to_show()` the model has the weights of add-ons files."""
+        self.args = args
+        self.folder = args.experiment
+        self.accelerator = accelerator
+        self.model = model
+        self.settings = settings
+        self.progress = progress
+        self.recipe = recipe
+        self.weights_to_show = weights_to_show
+
+    def resume(self) -> int:
+        """Go on from `--resume`, if it is given and there is a state; return the step."""
+        if self.args.resume is None:
+            return 0
+        step = resume_state(self.args.resume, self.progress, experiment=self.folder, recipe=self.recipe)
+        steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device))
+        if int(steps.min()) != int(steps.max()):
+            raise UserError(
+                f"--resume {self.args.resume}: the processes found states of steps {steps.tolist()}; "
+                f"--output_dir {self.args.output_dir} must be one folder that all machines share"
+            )
+        if self.accelerator.is_main_process:
+            set_aside_later(self.folder, step)
+        return step
+
+    def save_state(self, step: int) -> Path:
+        """Write what resuming at `step` needs."""
+        path = self.folder / f"state_step_{step:08d}"
+        if self.accelerator.is_main_process:
+            self.require_finite(step)
+            with writing(path, experiment=self.folder):
+                save_state(self.folder, self.progress, step=step, recipe=self.recipe, keep=self.args.save_last_n)
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def save_addons(self, name: str, step: int) -> Path:
+        """Write an add-ons file of this name, with its JSON."""
+        path = self.folder / f"{name}.safetensors"
+        if self.accelerator.is_main_process:
+            self.require_finite(step)
+            with writing(path, experiment=self.folder), self.weights_to_show():
+                save_addons(
+                    path,
+                    self.model,
+                    settings=self.settings,
+                    dtype=PRECISIONS[self.args.save_precision],
+                    extra={"recipe": {name: getattr(self.args, name) for name in SWITCHES}},
+                )
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def require_finite(self, step: int) -> None:
+        """Refuse to save weights that are broken: the newest state shall be a good one."""
+        for name, parameter in self.progress.parameters.items():
+            if not torch.isfinite(parameter).all():
+                raise UserError(
+                    f"--learning_rate {self.args.learning_rate}: after step {step} {name} isn't finite any more; "
+                    f"{newest_state(self.folder)}; lower the rate, and go on with --resume latest"
+                )
