@@ -78,7 +78,7 @@ def write_cache(
     return layout
 
 
-def write_prompts(folder: Path, *, length: int = 5, width: int = 48, pooled: int = 32) -> None:
+def write_prompts(folder: Path, *, length: int = 5, width: int = 48, pooled: int = 32, t5xxl: str = "t") -> None:
     """Write random features of the empty and of two evaluation prompts, as if made by the encoders of `write_cache`."""
     sizes = {"length": length, "width": width, "pooled": pooled}
     features = PromptFeatures(
@@ -86,7 +86,7 @@ def write_prompts(folder: Path, *, length: int = 5, width: int = 48, pooled: int
         prompts=("one", "two"),
         evaluation=random_text(2, seed=101, **sizes),
     )
-    made_by = {"clip_l": "c", "clip_activation": "gelu", "t5xxl": "t", "t5_length": length, "text_mask": False}
+    made_by = {"clip_l": "c", "clip_activation": "gelu", "t5xxl": t5xxl, "t5_length": length, "text_mask": False}
     write_prompt_features(folder, features, made_by=made_by, dtype=torch.float32)
 
 
