@@ -54,7 +54,8 @@ class BlockSwap:
     """Streams the frozen weights of `blocks` to `device`, each for the time of its forward pass.
 
     A copy lives as long as something uses it: in a training step the backward pass of a block keeps its own (use
-    gradient checkpointing, which runs the block again, to keep only one at a time).
+    gradient checkpointing, which runs the block again, to keep only one at a time). Beside the copy in use there is
+    one more at most: that of the swapped block that runs next, which is the one before where blocks are run again.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], *, device: torch.device) -> None:
@@ -62,6 +63,7 @@ class BlockSwap:
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.slots = [list(_frozen_slots(block)) for block in blocks]
         self.ahead: dict[int, list[Tensor]] = {}
+        self.last = -1
         if self.stream is not None:
             for module, name in (slot for slots in self.slots for slot in slots):
                 module._parameters[name].data = module._parameters[name].data.pin_memory()  # type: ignore[union-attr]
@@ -71,7 +73,7 @@ class BlockSwap:
     def _wrap(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def swapped_forward(*args: Any, **kwargs: Any) -> Any:
             copies = self._take(number)
-            self._fetch_ahead((number + 1) % len(self.slots))
+            self._fetch_ahead(self._next(number), present=number, copies=copies)
             with _substituted(self.slots[number], copies):
                 return forward(*args, **kwargs)
 
@@ -89,11 +91,23 @@ class BlockSwap:
                 copy.record_stream(current)  # its memory belongs to the other stream's pool
         return copies
 
-    def _fetch_ahead(self, number: int) -> None:
-        """Start copying a block's weights; at most one block is ahead (backward passes run the other way round)."""
-        if self.stream is None or number in self.ahead:
+    def _next(self, number: int) -> int:
+        """Which block runs after block `number`: with gradients they run up, and down again in the backward pass."""
+        last, self.last = self.last, number
+        if not torch.is_grad_enabled():
+            return (number + 1) % len(self.slots)
+        if number > last or number == 0 == last:
+            return min(number + 1, len(self.slots) - 1)
+        return max(number - 1, 0)
+
+    def _fetch_ahead(self, number: int, *, present: int, copies: list[Tensor]) -> None:
+        """Start copying the weights of the block that runs next; at a turn it is the present one, whose are kept."""
+        if number in self.ahead or len(self.slots) == 1:
             return
         self.ahead.clear()
+        if number == present:
+            self.ahead[number] = copies
+            return
         with torch.cuda.stream(self.stream):
             self.ahead[number] = self._copy(number)
 

@@ -2,12 +2,14 @@
 
 import copy
 import logging
+import weakref
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from library.checkpointing import checkpoint_blocks
 from library.memory import BlockSwap, clamp_swap, place
 
 CPU = torch.device("cpu")
@@ -89,6 +91,40 @@ def test_swapped_blocks_run_on_copies_and_the_others_do_not() -> None:
         False, True, False, True, False
     ]  # fmt: skip
     assert [block.frozen.weight.data_ptr() for block in swapped.blocks] == own
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_checkpointed_step_copies_each_block_as_seldom_as_can_be_and_never_back(count: int) -> None:
+    _, swapped, x = _stacks()
+    values = {name: parameter.detach().clone() for name, parameter in swapped.named_parameters()}
+    swap = place(swapped, blocks=list(swapped.blocks), device=CPU, swap=count)
+    checkpoint_blocks(list(swapped.blocks))  # in this order, as training does
+    alive: list[weakref.ref] = []
+    copied: list[int] = []
+    most = 0
+    copy_block = swap._copy
+
+    def counted(number: int) -> list[torch.Tensor]:
+        nonlocal most
+        copies = copy_block(number)
+        copied.append(number)
+        alive.append(weakref.ref(copies[0]))
+        most = max(most, sum(each() is not None for each in alive))
+        return copies
+
+    swap._copy = counted
+    for _ in range(3):
+        copied.clear()
+        swapped(x).square().sum().backward()
+    # Up and down again; at both turns the copies in hand are used once more.
+    assert copied == ([0, 0] if count == 1 else [*range(1, count), *reversed(range(count - 1))])
+    assert most <= 2
+    for name, parameter in swapped.named_parameters():
+        assert torch.equal(parameter, values[name])
+    with torch.no_grad():
+        copied.clear()
+        swapped(x), swapped(x)
+    assert len(copied) <= 2 * count + 1
 
 
 def test_parameters_come_back_after_an_error() -> None:
