@@ -52,7 +52,7 @@ def read_rgb(path: str | Path, *, flag: str = "--input_image") -> Tensor:
     if image.mode in (*_INTEGER_16, "I", "F"):
         grey = _unit_range(np.asarray(image), path=Path(path), flag=flag)
         return torch.from_numpy(grey).expand(3, *grey.shape).contiguous()
-    array = np.array(_to_rgb(image, path=Path(path), flag=flag))
+    array = np.array(_to_rgb(image))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255
 
 
@@ -79,7 +79,7 @@ def read_fitted(path: str | Path, *, size_for: Callable[[int, int], tuple[int, i
     if image.mode in (*_INTEGER_16, "I", "F"):
         grey = _unit_range(np.asarray(image), path=path, flag=flag)
         image = Image.fromarray((grey * 255).round().astype(np.uint8))
-    rgb = _to_rgb(image, path=path, flag=flag)
+    rgb = _to_rgb(image)
     fitted = rgb.resize(wanted, Image.Resampling.LANCZOS, box=_covering_box(rgb.size, wanted))
     return FittedPicture(rgb_hw3=np.asarray(fitted), width=size[0], height=size[1])
 
@@ -207,15 +207,12 @@ def _open_picture(path: Path, *, flag: str, prepare: Callable[[Image.Image], Non
         raise UserError(f"{flag} {path}: is damaged or cut short ({error or type(error).__name__})") from None
 
 
-def _to_rgb(image: Image.Image, *, path: Path, flag: str) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Turn an 8-bit picture of any mode into RGB, transparency on white."""
-    try:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except ValueError:
-        raise UserError(f"{flag} {path}: has the colour mode {image.mode}, which can't be turned into RGB") from None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _covering_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -1,0 +1,319 @@
+"""Step 1's pictures: of every kind of file what must become of it, and that none is ever lost."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nasty_pictures import BLUE, CASES, GREEN, JPEG, PNG, READY, picture, saved
+from PIL import Image
+
+from dataset import preprocess_step1
+from dataset.intake import FitRule, TooSmall, aspect_buckets
+from dataset.layout import Layout
+from dataset.sources import base_name, belongs_to, candidate_names, list_sources
+from library.cli import run_main
+from library.errors import UserError
+
+AS_ROOT = os.geteuid() == 0
+ONLY_PICTURES = ("--skip_depth", "--skip_captions")
+
+
+def run_step1(folder, *flags, monkeypatch, stages=ONLY_PICTURES):
+    """Run the command as a user does, and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["preprocess_step1.py", "--image_folder", str(folder), *stages, *flags])
+    try:
+        run_main(preprocess_step1.main)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def report(folder):
+    return [json.loads(line) for line in (folder / "step1.jsonl").read_bytes().splitlines()]
+
+
+def tree(folder):
+    """All files below a folder: path to content (or to where a link leads)."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[os.fsencode(path.relative_to(folder))] = os.readlink(path)
+        elif path.is_file():
+            found[os.fsencode(path.relative_to(folder))] = sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def originals(folder):
+    """How often each content is there among what isn't step 1's own."""
+    own = (b"processed_images/", b"step1.json", b"depthmaps/", b"text_prompts/")
+    return Counter(content for path, content in tree(folder).items() if not path.startswith(own))
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory):
+    """All nasty files in one folder, taken once; with what was there before."""
+    base = tmp_path_factory.mktemp("nasty")
+    folder = base / "pictures"
+    (base / "outside").mkdir()
+    (base / "outside" / "picture.png").write_bytes(PNG)
+    for case in CASES:
+        path = folder / case.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        case.make(path)
+    (folder / "nothing in here").mkdir()
+    (folder / ".hidden.png").write_bytes(PNG)
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "a.png").write_bytes(PNG)
+    (folder / "hard link.png").hardlink_to(folder / "plain.png")
+    before = originals(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_step1(folder, "--resolution", "32", monkeypatch=patch) == 0
+    return folder, before
+
+
+def test_there_are_enough_kinds():
+    assert len(CASES) >= 40 and len({case.path for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case.path))
+def test_each_file_ends_as_it_must(nasty, case):
+    folder, _ = nasty
+    path = f"{case.path}/inside.png" if case.path == "folder.png" else case.path
+    (line,) = [line for line in report(folder) if line["source"] == path]
+    if case.path == "forbidden.png" and AS_ROOT:
+        assert line["outcome"] == READY
+        return
+    assert line["outcome"] == case.outcome
+    if case.outcome != READY:
+        assert re.search(case.reason, line["reason"])
+        assert os.path.lexists(folder / path), "what isn't used stays where it is"
+        return
+    if case.name is not None:
+        assert line["name"] == case.name
+    assert line["original"] == (path if case.linked else f"raw_images/{path}")
+    assert (folder / line["original"]).exists() and (case.linked or not (folder / path).exists())
+    with Image.open(Layout(folder).image(line["name"])) as image:
+        assert (image.mode, image.size) == ("RGB", (32, 32))
+        if case.corner is not None:
+            np.testing.assert_allclose(image.getpixel((3, 3)), case.corner, atol=12)
+
+
+def test_nothing_is_lost_doubled_or_left_half_done(nasty):
+    folder, before = nasty
+    assert originals(folder) == before
+    assert (folder / ".hidden.png").exists() and (folder / ".hidden" / "a.png").exists()
+    lines = report(folder)
+    assert len({line["source"] for line in lines}) == len(lines) == len(CASES) + 1  # the hard link
+    names = [line["name"] for line in lines if line["outcome"] == READY]
+    assert len(set(names)) == len(names)
+    there = {path.name for path in Layout(folder).processed_images.iterdir()}
+    assert there == {f"{name}.png" for name in names}
+    assert all(len(name.encode()) <= 130 for name in names)
+
+
+def test_a_second_run_changes_nothing(nasty, monkeypatch):
+    folder, _ = nasty
+    before = tree(folder)
+    assert run_step1(folder, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    assert tree(folder) == before
+
+
+def test_every_problem_is_named_on_the_screen(tmp_path, monkeypatch, capsys):
+    (tmp_path / "good.png").write_bytes(PNG)
+    (tmp_path / "two\nlines\x1b.png").write_bytes(b"no picture")
+    for number in range(12):
+        (tmp_path / f"small {number:02d}.png").write_bytes(saved(picture(8, 8)))
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "small 00.png: too small: 8 x 8, smaller than 32 x 32"
+    assert lines[-2:] == ["... and 3 more", f"1 not read, 1 ready, 12 too small; see {tmp_path}/step1.jsonl"]
+    shutil.rmtree(tmp_path / "raw_images")
+    for number in range(12):
+        (tmp_path / f"small {number:02d}.png").unlink()
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith("two\\nlines\\x1b.png: not read: is not a picture")
+    assert "holds no picture that can be used" in captured.err
+
+
+@pytest.mark.parametrize("how", ["move", "copy", "keep"])
+def test_originals(tmp_path, monkeypatch, how):
+    (tmp_path / "a.png").write_bytes(PNG)
+    for _ in range(2):
+        assert run_step1(tmp_path, "--resolution", "32", "--originals", how, monkeypatch=monkeypatch) == 0
+        assert (tmp_path / "a.png").exists() == (how != "move")
+        assert (tmp_path / "raw_images" / "a.png").exists() == (how != "keep")
+    (line,) = report(tmp_path)
+    assert line["original"] == ("a.png" if how == "keep" else "raw_images/a.png")
+    # whatever was done first, moving afterwards leaves one original
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    assert originals(tmp_path) == {sha256(PNG).hexdigest(): 1}
+
+
+def test_another_picture_of_a_taken_path_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(PNG)
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    (tmp_path / "a.png").write_bytes(saved(picture(color=GREEN)))
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    stored, fresh = report(tmp_path)
+    assert stored["outcome"] == READY and fresh["outcome"] == "left out" and "rename this one" in fresh["reason"]
+    assert sum(originals(tmp_path).values()) == 2
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    assert [line["name"] for line in report(tmp_path)] == ["a", "b"]
+
+
+def test_names_stay_when_more_pictures_come(tmp_path, monkeypatch):
+    (tmp_path / "b.png").write_bytes(PNG)
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    (tmp_path / "b.jpg").write_bytes(JPEG)  # sorts before the picture that has the name
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    assert [(line["source"], line["name"]) for line in report(tmp_path)] == [("b.jpg", "b~jpg"), ("b.png", "b")]
+    Layout(tmp_path).image("b").unlink()
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    assert [line["name"] for line in report(tmp_path)] == ["b~jpg", "b"]
+
+
+def test_a_changed_picture_is_named_and_one_processed_by_others_taken_over(tmp_path, monkeypatch):
+    for name in ("changed", "theirs", "damaged"):
+        (tmp_path / f"{name}.png").write_bytes(PNG)
+    processed = Layout(tmp_path).processed_images
+    processed.mkdir()
+    (processed / "theirs.png").write_bytes(saved(picture(48, 48, color=GREEN)))
+    (processed / "damaged.png").write_bytes(b"")
+    assert run_step1(tmp_path, "--resolution", "32", "--originals", "keep", monkeypatch=monkeypatch) == 0
+    (tmp_path / "changed.png").write_bytes(saved(picture(64, 64)))
+    theirs = (processed / "theirs.png").read_bytes()
+    assert run_step1(tmp_path, "--resolution", "32", "--originals", "keep", monkeypatch=monkeypatch) == 0
+    changed, damaged, taken_over = report(tmp_path)
+    assert "has changed since it became changed" in changed["reason"]
+    assert "processed_images/damaged.png: is empty" in damaged["reason"]
+    assert taken_over["outcome"] == READY and taken_over["processed"] == [48, 48]
+    assert (processed / "theirs.png").read_bytes() == theirs
+
+
+def test_errors_name_the_flag(tmp_path, monkeypatch, capsys):
+    def error(folder, *flags):
+        assert run_step1(folder, *flags, monkeypatch=monkeypatch) == 2
+        return capsys.readouterr().err.splitlines()[-1].removeprefix("error: ")
+
+    (tmp_path / "a.png").write_bytes(PNG)
+    assert error(tmp_path / "none") == f"--image_folder {tmp_path}/none: no such folder; give a folder of pictures"
+    assert error(tmp_path / "a.png").startswith(f"--image_folder {tmp_path}/a.png: is a file")
+    assert error(tmp_path, "--resolution", "500") == "--resolution 500: must be a multiple of 16"
+    assert error(tmp_path, "--originals", "burn").startswith("--originals burn: must be one of move, copy, keep")
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    capsys.readouterr()
+    assert "was made with resolution 32, now it is 16" in error(tmp_path, "--resolution", "16")
+    (tmp_path / "b.png").write_bytes(PNG)
+    shutil.rmtree(tmp_path / "raw_images")
+    (tmp_path / "raw_images").write_text("a file is in the way")
+    assert error(tmp_path, "--resolution", "32").startswith(f"--originals move: {tmp_path}/b.png can't be moved to")
+
+
+def test_one_run_at_a_time(tmp_path):
+    from dataset.step1_folder import hold_folder
+
+    with hold_folder(Layout(tmp_path)):
+        with pytest.raises(UserError, match="another run of this step is at work"), hold_folder(Layout(tmp_path)):
+            pass
+    with hold_folder(Layout(tmp_path)):
+        pass
+
+
+def test_upscale_and_buckets(tmp_path, monkeypatch):
+    (tmp_path / "small.png").write_bytes(saved(picture(9, 7)))
+    (tmp_path / "wide.png").write_bytes(saved(picture(300, 100)))
+    (tmp_path / "tall.jpg").write_bytes(saved(picture(100, 140), "JPEG"))
+    assert run_step1(tmp_path, "--resolution", "64", "--buckets", "--upscale", monkeypatch=monkeypatch) == 0
+    sizes = {line["source"]: line["processed"] for line in report(tmp_path)}
+    assert sizes == {"small.png": [64, 64], "tall.jpg": [48, 80], "wide.png": [96, 32]}
+
+
+@pytest.mark.parametrize("resolution", [128, 256, 512, 1024])
+def test_buckets_have_the_right_sizes(resolution):
+    buckets = aspect_buckets(resolution)
+    assert (resolution, resolution) in buckets
+    assert {(height, width) for width, height in buckets} == set(buckets)
+    assert all(side % 16 == 0 for size in buckets for side in size)
+    areas = np.array([width * height for width, height in buckets]) / resolution**2
+    assert areas.max() <= 1 and areas.min() > 0.8
+    assert max(width / height for width, height in buckets) >= 4
+
+
+def test_a_picture_is_scaled_to_cover_and_cut_in_the_middle():
+    rule = FitRule(resolution=32)
+    assert rule.size_for(40, 900) == (32, 32)
+    with pytest.raises(TooSmall, match="31 x 900, smaller than 32 x 32"):
+        rule.size_for(31, 900)
+    assert FitRule(resolution=32, upscale=True).size_for(3, 2) == (32, 32)
+
+
+@pytest.mark.parametrize("ending", ["PNG", "JPEG"])
+def test_large_pictures_are_decoded_small_and_look_the_same(tmp_path, ending):
+    from library.images import read_fitted, read_rgb
+
+    y, x = np.mgrid[0:600, 0:800]
+    waves = np.stack([128 + 100 * np.sin(x / 40), 128 + 100 * np.cos(y / 30), 255 * x / 800], axis=2)
+    path = tmp_path / "picture"
+    path.write_bytes(saved(Image.fromarray(waves.astype(np.uint8)), ending))
+    fitted = read_fitted(path, size_for=lambda width, height: (64, 64), flag="--x")
+    assert (fitted.width, fitted.height, fitted.rgb_hw3.shape) == (800, 600, (64, 64, 3))
+    block = read_rgb(path)[:, :, 100:700].numpy()  # the middle, 600 x 600
+    edges = np.linspace(0, 600, 65).round().astype(int)
+    means = np.add.reduceat(np.add.reduceat(block, edges[:-1], 1), edges[:-1], 2)
+    means /= np.diff(edges)[None, :, None] * np.diff(edges)[None, None, :]
+    assert np.abs(means.transpose(1, 2, 0) * 255 - fitted.rgb_hw3).mean() < 3
+
+
+def test_names():
+    assert base_name("a/b c/d.e.jpg") == "a__b c__d.e"
+    assert list(zip(candidate_names("x.JPG"), range(4), strict=False)) == [
+        ("x", 0), ("x~jpg", 1), ("x~jpg~2", 2), ("x~jpg~3", 3)]  # fmt: skip
+    assert base_name("cafe\u0301.png") == base_name("caf\u00e9.png")  # two ways to write one letter
+    long = [base_name("deep/" * 60 + f"{number}.png") for number in range(3)]
+    assert len(set(long)) == 3 and all(len(name.encode()) <= 120 for name in long)
+
+
+def test_processes_share_the_files_and_competitors_meet():
+    paths = [f"{stem}{ending}" for stem in map(str, range(200)) for ending in (".png", ".jpg", ".PNG")]
+    for processes in (1, 2, 3, 7):
+        shares = [
+            [path for path in paths if belongs_to(path, process=p, processes=processes)] for p in range(processes)
+        ]
+        assert sorted(sum(shares, [])) == sorted(paths)
+        assert min(map(len, shares)) > 600 / processes / 2
+        assert all({Path(path).stem for path in one}.isdisjoint(Path(path).stem for path in other)
+                   for one in shares for other in shares if one is not other)  # fmt: skip
+
+
+def test_sources_come_in_one_order_wherever_they_lie(tmp_path):
+    for path in ("b/1.png", "b.png", "a/z/9.png", "a/b.png", "c.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(PNG)
+    expected = ["a/b.png", "a/z/9.png", "b/1.png", "b.png", "c.png"]
+    assert [source.relative for source in list_sources(Layout(tmp_path))] == expected
+    (tmp_path / "raw_images" / "a").mkdir(parents=True)
+    (tmp_path / "a/z").rename(tmp_path / "raw_images/a/z")
+    (tmp_path / "b.png").rename(tmp_path / "raw_images/b.png")
+    assert [source.relative for source in list_sources(Layout(tmp_path))] == expected
+
+
+@pytest.mark.skipif(AS_ROOT, reason="root may list every folder")
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    (source,) = list_sources(Layout(tmp_path))
+    assert source.problem == "a folder that can't be listed (Permission denied)"
+
+
+def test_colours_on_white_and_blue_survive(nasty):
+    folder, _ = nasty
+    with Image.open(Layout(folder).image("plain")) as image:
+        np.testing.assert_allclose(image.getpixel((28, 28)), BLUE, atol=12)
