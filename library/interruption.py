@@ -16,10 +16,8 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    @property
-    def name(self) -> str:
-        """Name of the signal."""
-        return signal.Signals(self.signal).name if self.signal is not None else ""
+    def __str__(self) -> str:
+        return signal.Signals(self.signal).name if self.signal is not None else "a signal to another process"
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from library.checkpoints import Checkpoints, make_recipe
 from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
 from library.experiment import newest_state, writing
+from library.flags import flag_values
 from library.interruption import StopRequest, stop_requests
 from library.joint_loss import NoiseSettings, draw, joint_flow_loss, noisy_pairs
 from library.jointdit.addons import AddonSettings, trainable_parameters
@@ -29,6 +30,7 @@ from library.jointdit.model import JointDiT
 from library.loading import Pairs, load_batches, worker_count
 from library.loss_guard import LossGuard
 from library.optim import has_modes, make_optimizer, make_scheduler, shown
+from library.trackers import finish_trackers, start_trackers
 from library.training_args import TrainingArgs
 from library.training_log import TrainingLog
 from library.training_report import describe_method, estimate_memory
@@ -218,6 +220,9 @@ class Trainer:
         self.step = self.checkpoints.resume()
         self.describe()
         args = self.args
+        start_trackers(
+            self.accelerator, args.log_with, folder=args.experiment, run=args.exp_name, facts=flag_values(args)
+        )
         workers = worker_count(args.max_data_loader_n_workers)
         micro_batches = MicroBatches(order=self.order, start=self.step, stop=self.total)
         pin = self.accelerator.device.type == "cuda"
@@ -226,10 +231,10 @@ class Trainer:
         )
         journal = TrainingLog(
             args.experiment / "log.jsonl",
+            accelerator=self.accelerator,
             start=self.step,
             total=self.total,
             samples_per_step=self.order.global_batch,
-            active=self.accelerator.is_main_process,
         )
         with stop_requests() as stop, closing(batches):
             try:
@@ -243,6 +248,7 @@ class Trainer:
                 self.finish(stop)
             finally:
                 journal.close()
+                finish_trackers(self.accelerator)
 
     def describe(self) -> None:
         """Say what is trained on what, how, for how long, in how much memory, and where results go."""
@@ -292,7 +298,7 @@ class Trainer:
         """Write the last add-ons; of an unfinished run the state instead."""
         if self.step < self.total:
             path = self.checkpoints.save_state(self.step)
-            log.info("Stopped by %s at step %d; go on with --resume latest (%s)", stop.name, self.step, path)
+            log.info("Stopped by %s at step %d; go on with --resume latest (%s)", stop, self.step, path)
             return
         if self.args.save_state:
             self.checkpoints.save_state(self.step)

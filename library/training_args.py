@@ -20,6 +20,7 @@ from library.jointdit.attention import WEIGHTINGS
 from library.jointdit.model import LoraRanks
 from library.modality import DEPTH_TRANSFORMS
 from library.timesteps import CLEAN_SHIFT, SAMPLINGS, SHIFT
+from library.trackers import TRACKERS
 
 PRECISIONS = {"float": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -140,7 +141,8 @@ class RecipeArgs(Flags):
     )
     weighting: str = flag(
         "released",
-        help="scheduling weights of the joint connection: released code's, the paper's formula, or none",
+        help="scheduling weights of the joint connection: the released code's, the paper's formula, none (1), or a "
+        "control: reversed, constant, or unconnected (0: the joint connection off)",
         choices=tuple(WEIGHTINGS),
     )
     guidance_scale: float = flag(1.0, help="guidance embedding, for backbones that have one", minimum=0.0)
@@ -161,6 +163,9 @@ class OutputArgs(Flags):
     save_last_n: int | None = flag(None, help="keep only the newest n states", minimum=1)
     resume: str | None = flag(
         None, help="go on from a state folder, or from the experiment's latest", metavar="PATH|latest"
+    )
+    log_with: tuple[str, ...] = flag(
+        (), help="experiment trackers that get what log.jsonl gets (each needs its package)", choices=TRACKERS
     )
     sample_every_n_steps: int | None = flag(None, help="previews of the three tasks every n optimizer steps", minimum=1)
     sample_every_n_epochs: int | None = flag(None, help="previews every n epochs", minimum=1)

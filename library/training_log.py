@@ -1,4 +1,4 @@
-"""What a trainer watches: a progress bar, and `log.jsonl` with one line a step."""
+"""What a trainer watches: a progress bar, `log.jsonl` with one line a step, and the trackers asked for."""
 
 import json
 import logging
@@ -6,25 +6,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from tqdm import tqdm
 
+from library.experiment import writing
 from library.files import write_text
 
 log = logging.getLogger(__name__)
 
 
 class TrainingLog:
-    """Progress bar and JSON lines; silent on every process but the main one."""
+    """Progress bar, JSON lines and trackers; silent on every process but the main one."""
 
-    def __init__(self, path: Path, *, start: int, total: int, samples_per_step: int, active: bool) -> None:
+    def __init__(self, path: Path, *, accelerator: Accelerator, start: int, total: int, samples_per_step: int) -> None:
         """Open the log; lines of steps after `start`, which an interrupted run had written, are taken out."""
         self.path = path
-        self.active = active
+        self.accelerator = accelerator
+        self.active = active = accelerator.is_main_process
         self.samples_per_step = samples_per_step
         self.last = time.perf_counter()
         if active:
-            _forget_after(path, start)
-            self.file = path.open("a", encoding="utf-8")
+            with writing(path, experiment=path.parent):
+                _forget_after(path, start)
+                self.file = path.open("a", encoding="utf-8")
         self.bar = tqdm(
             total=total, initial=start, unit="step", disable=not active, dynamic_ncols=True, mininterval=1.0
         )
@@ -34,15 +38,19 @@ class TrainingLog:
         now = time.perf_counter()
         rate = self.samples_per_step / max(now - self.last, 1e-9)
         self.last = now
-        self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['lr']:.2e}", refresh=False)
+        shown = {"loss": f"{values['loss']:.4f}", "lr": f"{values['lr']:.2e}", "samples/s": f"{rate:.2f}"}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         self.note(step=step, **values, samples_per_second=round(rate, 2))
 
-    def note(self, **values: Any) -> None:
-        """Write one line of any content."""
+    def note(self, *, step: int, **values: Any) -> None:
+        """Write one line of any content, which also goes to the trackers."""
         if self.active:
-            self.file.write(json.dumps(values) + "\n")
-            self.file.flush()
+            with writing(self.path, experiment=self.path.parent):
+                self.file.write(json.dumps({"step": step, **values}) + "\n")
+                self.file.flush()
+        if values:
+            self.accelerator.log(values, step=step)
 
     def pause(self) -> None:
         """Leave what was done since the last step (previews, saving) out of the next step's rate."""

@@ -37,7 +37,25 @@ def no_weights(t_MB: Tensor) -> Tensor:
     return torch.ones_like(t_MB)
 
 
-WEIGHTINGS: dict[str, Weighting] = {"released": released_weights, "paper": paper_weights, "none": no_weights}
+def reversed_weights(t_MB: Tensor) -> Tensor:
+    """The released weights the wrong way round, a control: the cleaner modality listens more."""
+    return released_weights(t_MB).flip(0)
+
+
+def constant_weights(value: float) -> Weighting:
+    """w = value at all noise levels: a control that leaves the connection its strength but not its schedule."""
+    return lambda t_MB: torch.full_like(t_MB, value)
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "released": released_weights,
+    "paper": paper_weights,
+    "none": no_weights,
+    "reversed": reversed_weights,
+    "constant_0.5": constant_weights(0.5),  # what the released weights are where both levels are the same
+    "constant_0.82": constant_weights(0.82),  # the most they can be: sigmoid(1.5)
+    "unconnected": constant_weights(0.0),  # the joint connection off: two modalities that never meet
+}
 
 
 class JointAttention:
