@@ -1,19 +1,16 @@
 """Training runs on a tiny random base: what moves, resuming, seeds, flags, and the whole command."""
 
-import importlib.util
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from fake_folder import write_autoencoder, write_base, write_cache, write_prompts
 from safetensors.torch import load_file
+from small_training import ROOT, addons, flags, lines, prepare, run
 
 from library.args import parse
 from library.errors import UserError
@@ -21,57 +18,10 @@ from library.jointdit.addons import trainable_parameters
 from library.training import Trainer, Watch
 from library.training_args import TrainingArgs
 
-ROOT = Path(__file__).parents[2]
-SMALL = ["--lora_rank", "4", "--vector_in_ranks", "4", "8", "--txt_in_rank", "8", "--save_precision", "fp32"]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("training")
-    write_autoencoder(folder / "ae.safetensors")
-    write_cache(folder / "data", autoencoder=folder / "ae.safetensors")
-    write_cache(folder / "held_out", autoencoder=folder / "ae.safetensors")
-    write_prompts(folder)
-    write_base(folder / "base.safetensors")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
-def flags(folder: Path, *more: str) -> list[str]:
-    return [
-        *("--image_folder", str(folder / "data"), "--is_latent_training", "--prompt_folder", str(folder)),
-        *("--pretrained_model_name_or_path", str(folder / "base.safetensors"), "--device", "cpu", "--num_threads", "1"),
-        *("--learning_rate", "1e-2", "--output_dir", str(folder / "experiments"), *SMALL, *more),
-    ]
-
-
-def train_module():
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(folder: Path, name: str, *more: str) -> Path:
-    """Train in this process; return the experiment's folder."""
-    AcceleratorState._reset_state(True)
-    sys.argv = ["train.py", *flags(folder, "--exp_name", name, *more)]
-    train_module().main()
-    return folder / "experiments" / name
-
-
-def lines(experiment: Path) -> list[dict]:
-    return [json.loads(line) for line in (experiment / "log.jsonl").read_text().splitlines()]
-
-
-def addons(experiment: Path) -> bytes:
-    return (experiment / "jointdit_addons.safetensors").read_bytes()
+    return prepare(tmp_path_factory.mktemp("training"))
 
 
 THOROUGH = (
@@ -82,7 +32,6 @@ THOROUGH = (
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder):
-    AcceleratorState._reset_state(True)
     return run(folder, "uninterrupted", *THOROUGH, "--max_train_steps", "6")
 
 

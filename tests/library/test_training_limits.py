@@ -1,0 +1,164 @@
+"""Training at its edges: datasets of odd sizes, wrong files, folders that can't be used, losses that explode."""
+
+import json
+import struct
+
+import pytest
+from fake_folder import write_base, write_cache
+from small_training import addons, lines, prepare, run
+
+from library.errors import UserError
+from library.experiment import LOCK, open_experiment
+from library.flux.checkpoint import open_checkpoint
+from library.jointdit.attention import WEIGHTINGS
+from library.loss_guard import WARM_UP, LossGuard
+from library.training import Trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("limits"))
+
+
+def test_an_empty_dataset_is_one_line(folder):
+    with pytest.raises(UserError, match="--image_folder .*nothing: "):
+        run(folder, "empty", "--image_folder", str(folder / "nothing"), "--max_train_steps", "1")
+
+
+def test_one_sample_fills_every_batch(folder):
+    write_cache(folder / "one", names=("alone",), autoencoder=folder / "ae.safetensors")
+    more = ("--image_folder", str(folder / "one"), "--train_batch_size", "3", "--max_train_epochs", "2")
+    experiment = run(folder, "one", *more)
+    assert [line["step"] for line in lines(experiment)] == [1]  # two sights of it in one batch of three
+
+
+def test_a_batch_may_be_larger_than_the_dataset(folder):
+    write_cache(folder / "three", names=("a", "b", "c"), autoencoder=folder / "ae.safetensors")
+    more = ("--image_folder", str(folder / "three"), "--max_train_steps", "2")
+    large = run(folder, "large", *more, "--train_batch_size", "4")
+    parts = run(folder, "parts", *more, "--train_batch_size", "2", "--gradient_accumulation_steps", "2")
+    for one, other in zip(lines(large), lines(parts), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def test_addons_and_states_of_another_base_are_refused(folder):
+    first = run(folder, "base", "--max_train_steps", "1", "--save_state")
+    other = folder / "other.safetensors"
+    write_base(other)
+    with other.open("r+b") as file:
+        (header,) = struct.unpack("<Q", file.read(8))
+        place = json.loads(file.read(header))["img_in.weight"]["data_offsets"][0]
+        file.seek(8 + header + place)
+        file.write(struct.pack("<f", 3.0))
+    more = ("--pretrained_model_name_or_path", str(other), "--max_train_steps", "2")
+    with pytest.raises(UserError, match="made for another backbone than .* its fingerprint differs"):
+        run(folder, "tuned", *more, "--jointdit_addons_path", str(first / "jointdit_addons.safetensors"))
+    with pytest.raises(UserError, match=r"made with --pretrained_model_name_or_path \(fingerprint \w+\) \(now "):
+        run(folder, "base", *more, "--resume", "latest")
+
+
+def test_an_unusable_folder_is_one_line(folder):
+    (folder / "a_file").write_text("")
+    with pytest.raises(UserError, match=r"--output_dir .*a_file: .* can't be written \(Not a directory\); there is no"):
+        run(folder, "x", "--output_dir", str(folder / "a_file"), "--max_train_steps", "1")
+
+
+def test_a_full_disk_names_the_last_state(folder, monkeypatch):
+    more = ("--save_state", "--save_every_n_steps", "1", "--resume", "latest")
+    experiment = run(folder, "full", *more, "--max_train_steps", "2")
+    before = {path: path.read_bytes() for path in experiment.rglob("*") if path.is_file()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(
+            UserError, match=r"state_step_00000003 can't be written \(No space left on device\); the new"
+        ):
+            run(folder, "full", *more, "--max_train_steps", "3")
+    for path, content in before.items():
+        assert path.name in ("log.jsonl", "jointdit_addons.safetensors") or path.read_bytes() == content
+    assert not list(experiment.glob(".*"))
+    whole = run(folder, "room", "--max_train_steps", "3")
+    assert addons(run(folder, "full", *more, "--max_train_steps", "3")) == addons(whole)
+
+
+def test_a_folder_with_states_is_not_taken_for_a_new_run(folder):
+    run(folder, "taken", "--max_train_steps", "1", "--save_state")
+    with pytest.raises(
+        UserError, match="--exp_name taken: .* has state_step_00000001 of an earlier run; give --resume"
+    ):
+        run(folder, "taken", "--max_train_steps", "1", "--save_state")
+
+
+def test_left_overs_of_killed_runs_are_removed(tmp_path):
+    (tmp_path / ".state_step_00000004.123.tmp").mkdir()
+    (tmp_path / ".state_step_00000004.123.tmp" / "addons.safetensors").write_text("half")
+    (tmp_path / "sample" / "steps_0").mkdir(parents=True)
+    (tmp_path / "sample" / "steps_0" / ".prompt_00001.77.tmp.png").write_text("half")
+    (tmp_path / ".mine").write_text("kept")
+    with open_experiment(tmp_path, resume=False):
+        assert {path.name for path in tmp_path.rglob(".*")} == {LOCK, ".mine"}
+    assert {path.name for path in tmp_path.rglob(".*")} == {".mine"}
+
+
+def test_what_is_not_a_number_stops_with_step_samples_and_state(folder, monkeypatch):
+    more = ("--save_state", "--save_every_n_steps", "1", "--max_train_steps", "4", "--resume", "latest")
+    plain = Trainer.micro_loss
+
+    def broken(self, batch, *, step, part):
+        return plain(self, batch, step=step, part=part) * (float("nan") if step == 2 else 1)
+
+    monkeypatch.setattr(Trainer, "micro_loss", broken)
+    where = r"--learning_rate 0.01, .*the loss of step 3 is nan \(samples \w+\); the newest state is .*_00000002"
+    with pytest.raises(UserError, match=where):
+        run(folder, "broken", *more)
+    monkeypatch.setattr(Trainer, "micro_loss", plain)
+    assert addons(run(folder, "broken", *more)) == addons(run(folder, "sound", "--max_train_steps", "4"))
+
+
+def test_broken_weights_are_never_saved(folder, monkeypatch):
+    plain = Trainer.optimize
+
+    def overflow(self, batches, step):
+        numbers = plain(self, batches, step)
+        next(iter(self.trained.values())).data.fill_(float("inf"))
+        return numbers
+
+    monkeypatch.setattr(Trainer, "optimize", overflow)
+    with pytest.raises(
+        UserError, match=r"after step 1 \S+.lora_A.weight isn't finite any more; there is no state in"
+    ):
+        run(folder, "overflow", "--max_train_steps", "2", "--save_state", "--save_every_n_steps", "1")
+
+
+def test_the_guard_knows_explosions_from_noise():
+    guard = LossGuard(factor=10)
+    for step in range(WARM_UP):
+        assert guard.fault(100.0 if step == 0 else 1.0) is None
+    assert guard.fault(9.0) is None
+    fault = guard.fault(1000.0)
+    assert fault is not None and fault.startswith("is 1000, ") and "times the mean" in fault
+    assert guard.fault(float("inf")) == "is inf"
+    assert all(LossGuard(factor=0).fault(10.0**step) is None for step in range(30))
+
+
+@pytest.mark.parametrize("weighting", [*WEIGHTINGS])
+def test_ablations_are_recorded_and_shown(folder, weighting, caplog):
+    caplog.set_level("INFO", "library")
+    experiment = run(
+        folder, f"ablation_{weighting}", "--max_train_steps", "1", "--weighting", weighting, "--timestep_sampling",
+        "uniform", "--no_unbalanced_sampling", "--lora_rank", "3", "--text_dropout", "0.25",
+    )  # fmt: skip
+    header = open_checkpoint(experiment / "jointdit_addons.safetensors", flag="--x", model_types=()).header
+    assert header["weighting"] == weighting and header["ranks"]["blocks"] == 3
+    recipe = header["recipe"]
+    assert (recipe["timestep_sampling"], recipe["unbalanced_sampling"], recipe["text_dropout"]) == (
+        "uniform",
+        False,
+        0.25,
+    )
+    (method,) = [message for message in caplog.messages if message.startswith("Method: ")]
+    for said in ("uniform", "unbalanced sampling off", f"connection: {weighting};", "dropout 0.25", "ranks 3 "):
+        assert said in method
