@@ -1,4 +1,4 @@
-"""What resuming needs, as safetensors and JSON: add-ons as they are held, their running average, optimizer and schedule.
+"""What resuming needs, as safetensors and JSON: add-ons as held, their running average, optimizer and schedule.
 
 No random state is kept: all randomness of training is a function of seed, step and index (`library.randomness`).
 A state is a folder `state_step_00000008`; it gets this name only when it is whole.
