@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 
@@ -34,6 +36,21 @@ def process_rank() -> int:
 def process_count() -> int:
     """Return how many processes were launched, on all machines together."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def processes_asked_for() -> int:
+    """Return how many processes the launcher was asked for, which may be more than it started.
+
+    `accelerate launch --cpu --num_processes N` starts one and doesn't tell it of N, which then stands in the parent's
+    command line alone (read on Linux only).
+    """
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").replace("=", "\0").split("\0")
+    except (OSError, UnicodeDecodeError):
+        words = []
+    asked = [value for word, value in pairwise(words) if word in ("--num_processes", "--num-processes")]
+    launched = any("accelerate" in word for word in words[:4])
+    return int(asked[0]) if launched and asked and asked[0].isdigit() else process_count()
 
 
 def local_rank() -> int:

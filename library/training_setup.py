@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from library.checkpointing import checkpoint_blocks
-from library.cli import process_count
+from library.cli import processes_asked_for
 from library.errors import UserError
 from library.flux.attention import KERNELS
 from library.fused_backward import WeightByWeight, steps_each_alone
@@ -43,9 +43,10 @@ def make_accelerator(args: TrainingArgs) -> Accelerator:
     device = args.torch_device()
     precision = "bf16" if args.full_bf16 else args.mixed_precision
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-    if accelerator.num_processes < process_count():
+    asked = processes_asked_for()
+    if accelerator.num_processes < asked:
         raise UserError(
-            f"--num_processes {process_count()}: only {accelerator.num_processes} of them work together; on a CPU use "
+            f"--num_processes {asked}: only {accelerator.num_processes} of them work together; on a CPU use "
             "ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node N train.py ..."
         )
     return accelerator

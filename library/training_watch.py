@@ -36,10 +36,14 @@ def fixed_batches(
     batch_size: int,
     encode: Callable[[RawBatch], Batch] | None,
     device: torch.device,
+    rank: int = 0,
+    processes: int = 1,
 ) -> list[Batch]:
-    """Read the first `count` samples as batches on `device`."""
+    """Read the first `count` samples as batches on `device`: those that fall to process `rank`."""
     batches = []
-    for batch in first_batches(pairs, count=count, batch_size=batch_size):
+    for number, batch in enumerate(first_batches(pairs, count=count, batch_size=batch_size)):
+        if number % processes != rank:
+            continue
         if not isinstance(batch, Batch):
             assert encode is not None, "pixels and prompts need encoders"
             batch = encode(batch)
@@ -51,16 +55,20 @@ def _validation(trainer: Trainer, held_out: Pairs) -> Callable[[nn.Module, int],
     args, accelerator = trainer.args, trainer.accelerator
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
-        if not accelerator.is_main_process:
-            return {}
         batches = fixed_batches(
             held_out,
             count=args.val_samples,
             batch_size=args.train_batch_size,
             encode=trainer.encode,
             device=accelerator.device,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
         )
-        losses = validation_loss(model, batches, guidance=args.guidance_scale)
+        own = validation_loss(model, batches, guidance=args.guidance_scale)
+        count = sum(len(batch.names) for batch in batches)
+        sums = torch.tensor([count, *(count * loss for loss in own.values())], device=accelerator.device)
+        total, *shares = accelerator.reduce(sums, reduction="sum").tolist()
+        losses = {name: share / total for name, share in zip(own, shares, strict=True)}
         log.info("Step %d, held-out loss: %s", step, ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
         return {f"val_{name}": loss for name, loss in losses.items()}
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_training import ROOT, addons, flags, lines, prepare, run
+from training_processes import TrainingRun
 
 from library.args import parse
 from library.errors import UserError
@@ -223,13 +224,29 @@ def test_the_released_command(folder):
 
 @pytest.mark.slow
 def test_two_processes_are_accumulation_two(folder):
-    more = ("--max_train_steps", "3", "--train_batch_size", "2")
-    alone = run(folder, "alone", *more, "--gradient_accumulation_steps", "2")
-    done = launch(
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train.py"),
-        *flags(folder, "--exp_name", "together", *more),
+    more = (
+        *("--max_train_steps", "3", "--train_batch_size", "2", "--ae", str(folder / "ae.safetensors")),
+        *("--sample_every_n_steps", "3", "--sample_steps", "1", "--output_resolution", "32", "32"),
+        *("--validation_folder", str(folder / "held_out"), "--val_every_n_steps", "3", "--val_samples", "5"),
     )
-    assert done.returncode == 0, done.stderr
-    together = load_file(folder / "experiments" / "together" / "jointdit_addons.safetensors")
+    alone = run(folder, "alone", *more, "--gradient_accumulation_steps", "2")
+    both = TrainingRun(flags(folder, "--exp_name", "together", *more), folder=folder, processes=2)
+    assert both.wait() == [0, 0], both.said()
+    together = folder / "experiments" / "together"
+    expected = load_file(together / "jointdit_addons.safetensors")
     for name, tensor in load_file(alone / "jointdit_addons.safetensors").items():
-        torch.testing.assert_close(together[name], tensor, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(expected[name], tensor, atol=1e-4, rtol=1e-3)
+    # One log, one set of pictures, one validation loss, whoever made its parts.
+    for one, other in zip(lines(together), lines(alone), strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[key] == pytest.approx(other[key], abs=1e-3) for key in one if key != "samples_per_second")
+    pictures = [sorted(path.name for path in (of / "sample").rglob("*.*")) for of in (together, alone)]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 5
+
+
+@pytest.mark.slow
+def test_fewer_processes_than_asked_are_an_error(folder):
+    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "2")  # starts one
+    done = launch(sys.executable, "-m", *launcher, "train.py", *flags(folder, "--max_train_steps", "1"))
+    assert done.returncode != 0
+    assert "--num_processes 2: only 1 of them work together" in done.stderr
