@@ -16,6 +16,7 @@ from library.experiment import newest_state, writing
 from library.flags import flag_values
 from library.jointdit.addons import AddonSettings, save_addons
 from library.jointdit.model import JointDiT
+from library.sharding import gathered, whole
 from library.training_args import PRECISIONS, DataArgs, RecipeArgs, TrainingArgs
 from library.training_state import Progress, resume_state, save_state, set_aside_later
 
@@ -52,6 +53,7 @@ def make_recipe(
 ) -> dict[str, Any]:
     """What must be the same when a run is resumed, by the name of the flag that decides it."""
     deciding = {item.name for group in (DataArgs, RecipeArgs) for item in fields(group)} - _FREE
+    deciding |= {"base_precision", "shard_model"}
     recipe = {name: value for name, value in flag_values(args).items() if name in deciding}
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     recipe |= {
@@ -105,33 +107,44 @@ class Checkpoints:
     def save_state(self, step: int) -> Path:
         """Write what resuming at `step` needs."""
         path = self.folder / f"state_step_{step:08d}"
-        if self.accelerator.is_main_process:
-            self.require_finite(step)
+        self.require_finite(step)
+        if self.accelerator.is_main_process or self.args.shard_model:
             with writing(path, experiment=self.folder):
-                save_state(self.folder, self.progress, step=step, recipe=self.recipe, keep=self.args.save_last_n)
+                save_state(
+                    self.folder,
+                    self.progress,
+                    step=step,
+                    recipe=self.recipe,
+                    keep=self.args.save_last_n,
+                    writes=self.accelerator.is_main_process,
+                )
         self.accelerator.wait_for_everyone()
         return path
 
     def save_addons(self, name: str, step: int) -> Path:
         """Write an add-ons file of this name, with its JSON."""
         path = self.folder / f"{name}.safetensors"
-        if self.accelerator.is_main_process:
-            self.require_finite(step)
-            with writing(path, experiment=self.folder), self.weights_to_show():
-                save_addons(
-                    path,
-                    self.model,
-                    settings=self.settings,
-                    dtype=PRECISIONS[self.args.save_precision],
-                    extra={"recipe": {name: getattr(self.args, name) for name in SWITCHES}},
-                )
+        self.require_finite(step)
+        main = self.accelerator.is_main_process
+        with self.weights_to_show():
+            tensors = gathered(self.progress.parameters, keep=main)
+            if main:
+                with writing(path, experiment=self.folder):
+                    save_addons(
+                        path,
+                        self.model,
+                        settings=self.settings,
+                        dtype=PRECISIONS[self.args.save_precision],
+                        extra={"recipe": {name: getattr(self.args, name) for name in SWITCHES}},
+                        tensors=tensors,
+                    )
         self.accelerator.wait_for_everyone()
         return path
 
     def require_finite(self, step: int) -> None:
         """Refuse to save weights that are broken: the newest state shall be a good one."""
         for name, parameter in self.progress.parameters.items():
-            if not torch.isfinite(parameter).all():
+            if not whole(torch.isfinite(parameter).all()):
                 raise UserError(
                     f"--learning_rate {self.args.learning_rate}: after step {step} {name} isn't finite any more; "
                     f"{newest_state(self.folder)}; lower the rate, and go on with --resume latest"

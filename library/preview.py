@@ -50,14 +50,16 @@ class Previewer:
         pairs: Sequence[Batch],
         rank: int = 0,
         processes: int = 1,
+        writes: bool = True,
     ) -> None:
-        """Keep what is previewed; `pairs` have one sample each; every process makes its own share."""
+        """Keep what is previewed; `pairs` have one sample each; each process makes its share; it may leave writing."""
         self.settings = settings
         self.autoencoder = autoencoder
         self.prompts = prompts
         self.pairs = pairs
         self.rank = rank
         self.processes = processes
+        self.writes = writes
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -66,11 +68,13 @@ class Previewer:
         numbers = range(self.rank, len(self.prompts.prompts) + len(self.pairs), self.processes)
         for number in numbers:
             if number < len(self.prompts.prompts):
-                write_rgb(folder / f"prompt_{number + 1:05d}.png", self.prompt_sheet(model, number))
+                name, sheet = f"prompt_{number + 1:05d}", self.prompt_sheet(model, number)
             else:
                 pair = self.pairs[number - len(self.prompts.prompts)]
-                write_rgb(folder / f"pair_{pair.names[0]}.png", self.pair_sheet(model, pair))
-        if self.rank == 0:
+                name, sheet = f"pair_{pair.names[0]}", self.pair_sheet(model, pair)
+            if self.writes:
+                write_rgb(folder / f"{name}.png", sheet)
+        if self.writes and self.rank == 0:
             write_text(folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in self.prompts.prompts))
         return {}
 

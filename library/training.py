@@ -30,6 +30,7 @@ from library.jointdit.model import JointDiT
 from library.loading import Pairs, load_batches, worker_count
 from library.loss_guard import LossGuard
 from library.optim import has_modes, make_optimizer, make_scheduler, shown
+from library.sharding import whole
 from library.trackers import finish_trackers, start_trackers
 from library.training_args import TrainingArgs
 from library.training_log import TrainingLog
@@ -109,8 +110,10 @@ class Trainer:
                 "leave it away"
             )
         self.by_weight = make_weight_by_weight(args, accelerator, optimizer, self.trained)
-        # The model is on its device already, perhaps with some blocks left behind in CPU memory (--blocks_to_swap).
-        self.model, self.optimizer = accelerator.prepare(model, optimizer, device_placement=[False, True])
+        # The model is on its device already, perhaps with some blocks left behind in CPU memory (--blocks_to_swap). One
+        # in parts exchanges its gradients itself: it must not be wrapped.
+        self.model = accelerator.prepare_model(model, device_placement=False, evaluation_mode=args.shard_model)
+        self.optimizer = accelerator.prepare(optimizer)
         self.empty = prompts.empty.to(accelerator.device)
         self.guard = LossGuard(factor=args.max_loss_factor)
         self.checkpoints = Checkpoints(
@@ -123,6 +126,7 @@ class Trainer:
                 average=self.average.tensors if self.average is not None else None,
                 optimizer=self.by_weight or optimizer,
                 scheduler=self.scheduler,
+                scaler=accelerator.scaler,
             ),
             recipe=make_recipe(
                 args,
@@ -174,7 +178,7 @@ class Trainer:
         numbers = {"loss": mean, "lr": float(self.scheduler.get_last_lr()[0])}
         if self.args.max_grad_norm:
             norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.args.max_grad_norm)
-            numbers["grad_norm"] = float(norm)
+            numbers["grad_norm"] = float(whole(norm))
             if not math.isfinite(numbers["grad_norm"]) and self.accelerator.scaler is None:  # a scaler skips such steps
                 raise self.failure(step, f"the gradient of step {step + 1} is {numbers['grad_norm']}", seen)
         (self.by_weight or self.optimizer).step()

@@ -209,6 +209,10 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
         ),
     }
 
+    shard_model: bool = flag(
+        False,
+        help="give each process a part of model, gradients and optimizer state instead of all of them (FSDP2)",
+    )
     compile: bool = flag(
         False, help="compile the blocks (needs a C++ compiler): minutes at the start, then a quarter faster or more"
     )

@@ -1,6 +1,6 @@
 """What a run says before its first step: what is trained on what, how, and what memory that takes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from library.jointdit.addons import AddonSettings
 from library.jointdit.model import LoraRanks
+from library.sharding import own_part
 from library.training_args import TrainingArgs
 
 GIGABYTE = 1e9
@@ -56,7 +57,7 @@ class MemoryEstimate:
 def estimate_memory(
     model: nn.Module,
     *,
-    trained: Iterable[Tensor],
+    trained: Collection[Tensor],
     make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
     device: torch.device,
     average: bool = False,
@@ -68,13 +69,14 @@ def estimate_memory(
     their gradients (`one_gradient_at_a_time`: only the largest), the optimizer's bytes per weight as tried out on a
     small one, and 4 bytes a weight for the running average.
     """
-    trained = list(trained)
     own = {id(tensor) for tensor in trained}
-    on_device = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device == device]
+    held = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device == device]
+    on_device = [own_part(tensor) for tensor in held if id(tensor) not in own]
+    trained = [own_part(tensor) for tensor in trained]
     sizes = [tensor.numel() * tensor.element_size() for tensor in trained]
     weights = sum(tensor.numel() for tensor in trained)
     return MemoryEstimate(
-        frozen=sum(tensor.numel() * tensor.element_size() for tensor in on_device if id(tensor) not in own),
+        frozen=sum(tensor.numel() * tensor.element_size() for tensor in on_device),
         trained=sum(sizes),
         gradients=max(sizes) if one_gradient_at_a_time else sum(sizes),
         optimizer=round(weights * optimizer_bytes_per_weight(make_optimizer, device=device)),

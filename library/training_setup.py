@@ -1,6 +1,7 @@
 """From flags to the parts of a training run: accelerator, and the model on its device."""
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -26,11 +27,17 @@ from library.memory import clamp_swap, place
 from library.optim import make_optimizer
 from library.quantize import quantize_base
 from library.randomness import generator_for
+from library.sharding import check_sharding, shard
 from library.training_args import PRECISIONS, TrainingArgs
 from library.weight_paths import find_addons, frozen_paths
 
 log = logging.getLogger(__name__)
 
+_REFUSED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}  # what accelerate launch sets for its configurations
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,8 +45,14 @@ def make_accelerator(args: TrainingArgs) -> Accelerator:
     """Start accelerate with the precision of the flags, or else of the launcher.
 
     Raises:
-        UserError: fewer processes work together than were launched.
+        UserError: fewer processes work together than were launched, or a launcher's way to share a model is asked for.
     """
+    for variable, name in _REFUSED.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise UserError(
+                f"--config_file: accelerate's {name} saves and resumes in its own way; start plain processes "
+                "(scripts/accelerate/several_gpus.yaml) and give train.py --shard_model, which is FSDP2"
+            )
     device = args.torch_device()
     precision = "bf16" if args.full_bf16 else args.mixed_precision
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
@@ -49,6 +62,7 @@ def make_accelerator(args: TrainingArgs) -> Accelerator:
             f"--num_processes {asked}: only {accelerator.num_processes} of them work together; on a CPU use "
             "ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node N train.py ..."
         )
+    check_sharding(args, accelerator)
     return accelerator
 
 
@@ -96,12 +110,11 @@ def fit(model: JointDiT, args: TrainingArgs, accelerator: Accelerator) -> None:
     fast_on_cpu = device.type == "cpu" and accelerator.mixed_precision == "bf16"
     model.kernel = KERNELS["xformers" if args.xformers else "matmul" if fast_on_cpu else "sdpa"]
     blocks = [*model.double_blocks, *model.single_blocks]
-    place(
-        model,
-        blocks=blocks,
-        device=device,
-        swap=clamp_swap(args.blocks_to_swap, available=len(blocks), device=device),
-    )
+    if args.shard_model:
+        shard(model, blocks=blocks, device=device)
+    else:
+        swap = clamp_swap(args.blocks_to_swap, available=len(blocks), device=device)
+        place(model, blocks=blocks, device=device, swap=swap)
     if args.compile:
         for block in blocks:
             block.compile(dynamic=False)  # in place: names and the list of blocks stay as they are

@@ -19,12 +19,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from library.errors import UserError
 from library.files import save_tensors, write_json
 from library.fused_backward import WeightByWeight
+from library.sharding import gathered, own_part, shared_like
 
 log = logging.getLogger(__name__)
 
@@ -40,29 +42,42 @@ class Progress:
     average: Mapping[str, Tensor] | None
     optimizer: Optimizer | WeightByWeight
     scheduler: LRScheduler
+    scaler: GradScaler | None = None  # of fp16
 
 
 def save_state(
-    folder: Path, progress: Progress, *, step: int, recipe: Mapping[str, Any], keep: int | None = None
+    folder: Path,
+    progress: Progress,
+    *,
+    step: int,
+    recipe: Mapping[str, Any],
+    keep: int | None = None,
+    writes: bool = True,
 ) -> Path:
     """Write `folder/state_step_N` and return its path; `recipe` is what must be the same on resuming.
 
     A whole state of this step is left as it is: a run reaches a step in one way only. With `keep`, states before the
     newest `keep` are deleted, after the new one is on the disk; states of later steps aren't this run's and stay.
+    Where processes share the model, all must call this, and one `writes`.
     """
     final = folder / f"state_step_{step:08d}"
     if (final / "state.json").is_file():
         return final
+    tensors, plain = _optimizer_to_files(progress.optimizer, names=list(progress.parameters))
+    files = {"addons": progress.parameters, "average": progress.average or {}, "optimizer": tensors}
+    together = {name: gathered(tensors, keep=writes) for name, tensors in files.items()}
+    if not writes:
+        return final
+    state = {"step": step, "recipe": recipe, "optimizer": plain, "scheduler": _plain_scheduler(progress.scheduler)}
+    if progress.scaler is not None:
+        state["scaler"] = progress.scaler.state_dict()
     building = _temporary(final)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        save_tensors(building / "addons.safetensors", progress.parameters)
-        if progress.average is not None:
-            save_tensors(building / "average.safetensors", progress.average)
-        tensors, plain = _optimizer_to_files(progress.optimizer, names=list(progress.parameters))
-        save_tensors(building / "optimizer.safetensors", tensors)
-        state = {"step": step, "recipe": recipe, "optimizer": plain, "scheduler": _plain_scheduler(progress.scheduler)}
+        for name, tensors in together.items():
+            if name != "average" or progress.average is not None:
+                save_tensors(building / f"{name}.safetensors", tensors)
         write_json(building / "state.json", state)
         for path in (*building.iterdir(), building):
             _flush_to_disk(path)
@@ -165,9 +180,11 @@ def load_state(path: Path, progress: Progress, *, recipe: Mapping[str, Any]) -> 
     _copy_into(progress.parameters, files["addons"], path=path)
     if progress.average is not None:
         _copy_into(progress.average, files["average"], path=path)
-    names = list(progress.parameters)
-    progress.optimizer.load_state_dict(_optimizer_from_files(files["optimizer"], state["optimizer"], names=names))
+    optimizer = _optimizer_from_files(files["optimizer"], state["optimizer"], live=progress.parameters)
+    progress.optimizer.load_state_dict(optimizer)
     progress.scheduler.load_state_dict(state["scheduler"])
+    if progress.scaler is not None and "scaler" in state:
+        progress.scaler.load_state_dict(state["scaler"])
     return int(state["step"])
 
 
@@ -179,7 +196,7 @@ def _copy_into(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, path:
     for name, tensor in live.items():
         if tensor.shape != saved[name].shape:
             raise UserError(f"--resume {path}: {name} has another shape; use the same base and ranks")
-        tensor.copy_(saved[name])
+        tensor.copy_(shared_like(saved[name], tensor))
 
 
 def _optimizer_to_files(
@@ -196,21 +213,22 @@ def _optimizer_to_files(
         for key, value in ChainMap(plain, *nested).items():
             if isinstance(value, Tensor):
                 # bitsandbytes gives all parameters one table; a file can't hold a tensor twice.
-                tensors[f"{names[index]}/{key}"] = value.clone() if value.data_ptr() in seen else value
-                seen.add(value.data_ptr())
+                place = own_part(value).data_ptr()
+                tensors[f"{names[index]}/{key}"] = value.clone() if place in seen else value
+                seen.add(place)
             else:
                 values.setdefault(names[index], {})[key] = value
     return tensors, {"values": values, "groups": state["param_groups"]}
 
 
 def _optimizer_from_files(
-    tensors: Mapping[str, Tensor], plain: Mapping[str, Any], *, names: list[str]
+    tensors: Mapping[str, Tensor], plain: Mapping[str, Any], *, live: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    index = {name: number for number, name in enumerate(names)}
+    index = {name: number for number, name in enumerate(live)}
     state: dict[int, dict[str, Any]] = {}
     for joined, tensor in tensors.items():
         name, _, key = joined.rpartition("/")
-        state.setdefault(index[name], {})[key] = tensor
+        state.setdefault(index[name], {})[key] = shared_like(tensor, live[name])
     for name, entries in plain["values"].items():
         state.setdefault(index[name], {}).update(entries)
     return {"state": state, "param_groups": plain["groups"]}

@@ -51,6 +51,13 @@ def fixed_batches(
     return batches
 
 
+def _share(trainer: Trainer) -> dict[str, int]:
+    """Which share of the work falls to this process: all of it to each where they share the model itself."""
+    if trainer.args.shard_model:
+        return {"rank": 0, "processes": 1}
+    return {"rank": trainer.accelerator.process_index, "processes": trainer.accelerator.num_processes}
+
+
 def _validation(trainer: Trainer, held_out: Pairs) -> Callable[[nn.Module, int], dict[str, float]]:
     args, accelerator = trainer.args, trainer.accelerator
 
@@ -61,8 +68,7 @@ def _validation(trainer: Trainer, held_out: Pairs) -> Callable[[nn.Module, int],
             batch_size=args.train_batch_size,
             encode=trainer.encode,
             device=accelerator.device,
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
+            **_share(trainer),
         )
         own = validation_loss(model, batches, guidance=args.guidance_scale)
         count = sum(len(batch.names) for batch in batches)
@@ -103,6 +109,6 @@ def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
         autoencoder=autoencoder,
         prompts=PromptFeatures(empty=trainer.empty, prompts=prompts.prompts, evaluation=evaluation),
         pairs=shown[: args.sample_pairs],
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
+        writes=accelerator.is_main_process or not args.shard_model,
+        **_share(trainer),
     )

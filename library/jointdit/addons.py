@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from library.errors import UserError
 from library.files import save_tensors, write_json
@@ -164,6 +164,7 @@ def save_addons(
     settings: AddonSettings,
     dtype: torch.dtype = torch.bfloat16,
     extra: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write add-ons in the released names, and the JSON file beside them.
 
@@ -173,11 +174,13 @@ def save_addons(
         settings: how they were trained.
         dtype: of the file; the released one is bfloat16.
         extra: further facts for the header, such as the recipe's switches; nothing of time, place or names.
+        tensors: the add-ons by name, where the model's own are in parts on several devices.
     """
     path = Path(path)
     facts = asdict(settings) | {"ranks": asdict(model.ranks), "licence": LICENCE_NOTE} | dict(extra or {})
-    tensors = {name: parameter.detach().to(dtype) for name, parameter in trainable_parameters(model)}
-    save_tensors(path, tensors, metadata=facts)
+    if tensors is None:
+        tensors = dict(trainable_parameters(model))
+    save_tensors(path, {name: tensor.detach().to(dtype) for name, tensor in tensors.items()}, metadata=facts)
     write_json(path.with_suffix(".json"), {name: getattr(settings, name) for name in SIDECAR_FIELDS})
 
 

@@ -1,0 +1,80 @@
+"""The model in equal shares on several devices (FSDP2, Zhao et al., arXiv 2304.11277): `--shard_model`.
+
+Every process holds a part of each weight, of its gradient and of the optimizer's state; a block's weights are put
+together for as long as the block computes. The results are those of several processes with whole models.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from library.errors import UserError
+from library.training_args import TrainingArgs
+
+FLAG = "--shard_model"
+
+
+def check_sharding(args: TrainingArgs, accelerator: Accelerator) -> None:
+    """Refuse by name what has no meaning for a model in parts, or isn't known to work.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if not args.shard_model:
+        return
+    if accelerator.num_processes == 1:
+        raise UserError(f"{FLAG}: there is only one process to share the model; start several, or leave it away")
+    others = {
+        f"--blocks_to_swap {args.blocks_to_swap}": args.blocks_to_swap > 0,
+        f"--base_precision {args.base_precision}": args.base_precision is not None,
+        f"--addons_precision {args.addons_precision}": args.addons_precision == "bf16",
+        "--fused_backward_pass": args.fused_backward_pass,
+        "--compile": args.compile,
+        "--mixed_precision fp16": accelerator.mixed_precision == "fp16",
+        f"--optimizer_type {args.optimizer_type}": args.optimizer_type.lower() not in ("adamw", "adam", "sgd"),
+    }
+    for flag, given in others.items():
+        if given:
+            raise UserError(f"{flag}: doesn't go together with {FLAG}; leave one of them away")
+
+
+def shard(model: nn.Module, *, blocks: Sequence[nn.Module], device: torch.device) -> None:
+    """Leave each process its share of the model, on `device`; blocks are put together one at a time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    # Resharding the rest too: a copy left whole would not see the running average being put in its place.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Put a shared tensor together, which all processes must do at the same time; others are returned as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Put shared tensors together one by one, in CPU memory; a process that doesn't `keep` them only takes part."""
+    together = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor.detach())
+        if keep:
+            together[name] = value.cpu() if isinstance(tensor, DTensor) else value
+    return together
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's part of a shared tensor; others are returned as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_like(tensor: Tensor, live: Tensor) -> Tensor:
+    """Share out a whole tensor as `live` is, if it is and has the same shape."""
+    if not isinstance(live, DTensor) or tensor.shape != live.shape:
+        return tensor
+    return distribute_tensor(tensor.to(live.device), live.device_mesh, live.placements)
