@@ -7,6 +7,7 @@ training would run; 1: it would fail, with the reasons; 2: a wrong flag. What tr
 (--depth_transform, --max_bad_samples, the weights, ...) has the same names and defaults here.
 """
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -172,7 +173,8 @@ def judge_pictures(args: CheckArgs, tally: Tally) -> Verdict:
     except UserError as error:
         reasons.append(str(error))
     if tally.counts["bad"] > args.max_bad_samples:
-        reasons += _first_said(tally, [kind for kind in BAD if kind != "cached"])
+        said = ("no_depth", "no_caption", "cached") if reasons else ("cached",)
+        reasons += _first_said(tally, [kind for kind in BAD if kind not in said])
     reasons += _first_said(tally, ["overwritten"])
     return Verdict(mode="on the pictures", reasons=_unlike(reasons))
 
@@ -240,6 +242,7 @@ def main() -> None:
     if not is_main_process():
         return  # --workers shares the work
     torch.set_num_threads(1)
+    logging.getLogger("dataset.jointdit_dataset").setLevel(logging.ERROR)  # the report says what it warns of
     report = check_folder(args)
     for line in report.lines():
         say(line)

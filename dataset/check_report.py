@@ -1,5 +1,6 @@
 """What `dataset.check` found, as lines for a screen and as figures for a file."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -79,13 +80,13 @@ class Report:
     def _files(self) -> dict[str, int]:
         layout = Layout(self.folder)
         folders = {
-            RAW_IMAGES: (layout.raw_images, ""),
             "depthmaps": (layout.depthmaps, ".npy"),
             "text_prompts": (layout.text_prompts, ".txt"),
             METRIC_DEPTH: (layout.metric_depth, ".npy"),
             SCENES: (layout.scenes, ".json"),
         }
-        return {name: sum(1 for _ in scan(folder, ending)) for name, (folder, ending) in folders.items()}
+        counts = {name: sum(1 for _ in scan(folder, ending)) for name, (folder, ending) in folders.items()}
+        return {RAW_IMAGES: sum(len(files) for _, _, files in os.walk(layout.raw_images)), **counts}
 
     def _stages(self) -> Iterator[str]:
         files, count = self._files(), self.tally.counts

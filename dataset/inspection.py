@@ -185,10 +185,9 @@ def _fault_of(layout: Layout, image: Path) -> str:
 
 
 def _measure_pictures(tally: Tally, name: str, files: PictureFiles) -> None:
-    low, high = (float(x) for x in files.rgb_3hw.aminmax())
-    tally.stretch("image", low, high)
-    colours_32 = torch.stack(files.rgb_3hw.flatten(1).aminmax(dim=1))
-    if torch.equal(colours_32[0], colours_32[1]):
+    darkest_3, lightest_3 = files.rgb_3hw.flatten(1).aminmax(dim=1)
+    tally.stretch("image", float(darkest_3.min()), float(lightest_3.max()))
+    if torch.equal(darkest_3, lightest_3):
         tally.note("blank", name)
     tally.stretch("disparity", *(float(x) for x in files.disparity_hw.aminmax()))
     tally.measure("image", tuple(files.rgb_3hw.shape[:0:-1]))

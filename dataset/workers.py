@@ -1,5 +1,6 @@
 """Worker processes: results in order, few tasks under way at a time, and no worker outlives its parent."""
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -55,6 +56,7 @@ def map_in_workers(
 
 def _begin_worker() -> None:
     torch.set_num_threads(1)
+    logging.getLogger().addHandler(logging.NullHandler())  # what the parent says isn't said again by each worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
