@@ -38,6 +38,11 @@ def picture(width=48, height=40, mode="RGB", color=RED):
     return image.convert(mode)
 
 
+def noisy(seed, width=48, height=40):
+    """A picture like no other, the same for the same seed."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
 def saved(image, format="PNG", **options):
     stream = io.BytesIO()
     image.save(stream, format, **options)
