@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from tiny_model import FLUX
+from tiny_model import FLUX, tiny_model
 from torch import nn
 
 from library.errors import UserError
@@ -15,8 +15,10 @@ from library.jointdit.addons import freeze_backbone
 from library.jointdit.lora import LoRALinear
 from library.jointdit.model import JointDiT, LoraRanks
 from library.memory import place
+from library.pipeline import Pipeline
 from library.quantize import FORMATS, quantize_base, quantize_linear
 from library.randomness import generator_for
+from library.weight_paths import WeightPaths
 
 KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.filterwarnings("ignore"))]
 # Stated bounds: error of normal weights and of a model's velocities, relative in root mean square; bytes a weight.
@@ -132,6 +134,18 @@ def test_autocast_decides_the_precision(kind):
         loss = velocity(packed).float().square().mean()
     loss.backward()
     assert all(weight.grad is not None for weight in packed.parameters() if weight.requires_grad)
+
+
+def test_inference_holds_a_packed_base_too():
+    def depth(kind: str | None) -> torch.Tensor:
+        pipeline = Pipeline(WeightPaths(**tiny_model()), base_precision=kind)
+        (result,) = pipeline.run("joint_generation", prompt="x", steps=2, size=(32, 32))
+        names = {name.rpartition(".")[2] for name, _ in pipeline._loaded_model().named_parameters()}
+        assert ("weight_packed" in names) == (kind is not None)
+        return result.depth_hw
+
+    error = (depth("int8") - depth(None)).abs().mean()
+    assert 0 < error < 0.02
 
 
 def test_a_missing_package_is_named(monkeypatch):
