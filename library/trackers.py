@@ -27,6 +27,7 @@ def start_trackers(
                 f"--log_with {name}: its package isn't installed; install it (tensorboard: pip install "
                 "'jointdit[train]'), or leave the flag away: log.jsonl is always written"
             )
+    accelerator.project_configuration.set_directories(str(folder))
     accelerator.log_with = filter_trackers(list(names), str(folder))
     settings = {
         key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in facts.items()

@@ -204,6 +204,16 @@ def test_the_noisier_modality_listens_more():
         assert rgb_B[0] > 0.5 > depth_B[0] and rgb_B[1] < 0.5 < depth_B[1]
 
 
+def test_controls_of_the_weights():
+    t_MB = torch.tensor([[0.9, 0.2, 1.0, 0.4], [0.3, 0.7, 0.0, 0.4]])
+    released = WEIGHTINGS["released"](t_MB)
+    assert torch.equal(WEIGHTINGS["reversed"](t_MB), released.flip(0))
+    for name, value in (("constant_0.5", 0.5), ("constant_0.82", 0.82), ("unconnected", 0.0)):
+        assert_near(WEIGHTINGS[name](t_MB), torch.full_like(t_MB, value), within=1e-7)
+    # The two constants are what the released weights are at equal levels, and at most.
+    assert released[0, 3] == 0.5 and released[0, 2] == pytest.approx(0.82, abs=5e-3)
+
+
 def test_bfloat16_levels_are_rounded_as_in_the_released_code():
     released = load_file(GOLDENS / "bf16_timesteps.safetensors")
     t = released["t_fp32"].bfloat16()

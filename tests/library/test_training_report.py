@@ -1,0 +1,78 @@
+"""What a run says of itself: memory, method, progress, and what trackers get."""
+
+import pytest
+import torch
+from accelerate.utils import is_clearml_available, is_tensorboard_available
+from small_training import lines, prepare, run
+from torch import nn
+
+from library.errors import UserError
+from library.optim import make_optimizer
+from library.training_report import estimate_memory, optimizer_bytes_per_weight
+
+CPU = torch.device("cpu")
+
+
+def maker(name):
+    return lambda weights: make_optimizer(name, weights, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("adamw", 8, 8), ("sgd", 0, 0), ("adafactor", 0, 0.1)])
+def test_bytes_an_optimizer_keeps(name, low, high):
+    assert low <= optimizer_bytes_per_weight(maker(name), device=CPU) <= high
+
+
+def test_memory_is_the_sum_of_what_is_held():
+    model = nn.Sequential(nn.Linear(100, 50, dtype=torch.bfloat16), nn.Linear(50, 10))
+    model[0].requires_grad_(False)
+    trained = list(model[1].parameters())
+    estimate = estimate_memory(model, trained=trained, make_optimizer=maker("adamw"), device=CPU, average=True)
+    weights = 50 * 10 + 10
+    assert (estimate.frozen, estimate.trained, estimate.gradients) == (2 * (5000 + 50), 4 * weights, 4 * weights)
+    assert (estimate.optimizer, estimate.average) == (8 * weights, 4 * weights)
+    assert estimate.total == 10100 + 20 * weights
+    fused = estimate_memory(
+        model, trained=trained, make_optimizer=maker("sgd"), device=CPU, one_gradient_at_a_time=True
+    )
+    assert fused.gradients == 4 * 500 and str(fused).endswith("0.00 trained weights + 0.00 gradients")
+    # What has been swapped elsewhere doesn't count.
+    assert estimate_memory(model, trained=[], make_optimizer=maker("sgd"), device=torch.device("meta")).total == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("report"))
+
+
+def test_the_first_lines_say_sizes_and_memory(folder, caplog):
+    caplog.set_level("INFO", "library")
+    run(folder, "said", "--max_train_steps", "1", "--ema_decay", "0.9")
+    said = [message for message in caplog.messages if message.startswith(("Training ", "Method", "Expected"))]
+    assert said[0].startswith("Training 20,288 of 118,208 parameters on 8 pairs: 1 steps of 1 (1 a batch, ")
+    assert said[2].startswith(
+        "Expected memory of each process on cpu before activations: 0.00 GB = 0.00 frozen weights"
+    )
+    assert said[2].endswith(" running average")
+
+
+def test_the_bar_shows_loss_rate_and_speed(folder, capfd):
+    run(folder, "bar", "--max_train_steps", "2")
+    bar = capfd.readouterr().err
+    assert all(word in bar for word in ("2/2 [", "loss=", "lr=1.00e-02", "samples/s=", "step/s"))
+
+
+@pytest.mark.skipif(is_clearml_available(), reason="clearml is installed")
+def test_a_tracker_without_its_package_is_named(folder):
+    with pytest.raises(UserError, match="--log_with clearml: its package isn't installed; install it"):
+        run(folder, "x", "--max_train_steps", "1", "--log_with", "clearml")
+
+
+@pytest.mark.skipif(not is_tensorboard_available(), reason="tensorboard isn't installed (extra: train)")
+def test_tensorboard_gets_what_the_log_gets(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    experiment = run(folder, "tracked", "--max_train_steps", "3", "--log_with", "tensorboard")
+    events = EventAccumulator(str(experiment / "tracked")).Reload()
+    assert {"loss", "lr", "grad_norm", "samples_per_second"} <= set(events.Tags()["scalars"])
+    seen = [(event.step, pytest.approx(event.value)) for event in events.Scalars("loss")]
+    assert [(line["step"], line["loss"]) for line in lines(experiment)] == seen
