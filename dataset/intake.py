@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.layout import Layout
+from dataset.layout import IMAGE_SUFFIXES, Layout
 from dataset.sources import Source, candidate_names
 from dataset.step1_report import LEFT_OUT, NOT_READ, READY, TOO_SMALL
 from library.errors import UserError
@@ -76,6 +76,7 @@ class Outcome:
     original: str | None = None
     size: tuple[int, int] | None = None
     processed: tuple[int, int] | None = None
+    image: str | None = None
 
     def as_line(self) -> dict[str, Any]:
         """Return what is known, for JSON."""
@@ -123,6 +124,7 @@ class Intake:
             original=str(self._keep_original(source).relative_to(self.layout.root)),
             size=notes.get("size"),
             processed=notes["processed"],
+            image=notes.get("image"),
         )
 
     def _find_name(self, source: Source) -> tuple[str, dict[str, Any] | None]:
@@ -133,8 +135,8 @@ class Intake:
         """
         free = None
         for place, name in enumerate(candidate_names(source.relative)):
-            path = self.layout.image(name)
-            if not path.exists():
+            path = self._processed(name)
+            if path is None:
                 free = free or name
                 if place > 0:
                     break
@@ -144,9 +146,14 @@ class Intake:
                 return name, notes
             if notes is None and place == 0 and self._adopted.setdefault(name, source.relative) == source.relative:
                 height, width = read_rgb(path, flag=self.flag).shape[-2:]
-                return name, {"processed": (width, height)}
+                return name, {"processed": (width, height), "image": str(path.relative_to(self.layout.root))}
         assert free is not None
         return free, None
+
+    def _processed(self, name: str) -> Path | None:
+        """Return the processed picture of a sample; others' may have other endings than ours."""
+        ours = self.layout.image(name)
+        return next((path for suffix in IMAGE_SUFFIXES if (path := ours.with_name(name + suffix)).exists()), None)
 
     def _process(self, source: Source, name: str) -> dict[str, Any]:
         size = source.path.stat().st_size

@@ -151,8 +151,9 @@ def _partner(line: Line, folder: Path, suffixes: tuple[str, ...]) -> Path | None
 def _read_pictures(layout: Layout, lines: list[Line], outcome: str) -> tuple[dict[str, Tensor], list[Line]]:
     pictures, problems = {}, []
     for line in lines:
+        path = Path(layout.root, line["image"]) if "image" in line else layout.image(line["name"])
         try:
-            pictures[line["name"]] = read_rgb(layout.image(line["name"]), flag="--image_folder")
+            pictures[line["name"]] = read_rgb(path, flag="--image_folder")
         except UserError as error:
             problems.append(_problem(line["name"], outcome, str(error)))
     return pictures, problems

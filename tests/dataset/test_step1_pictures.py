@@ -182,17 +182,20 @@ def test_names_stay_when_more_pictures_come(tmp_path, monkeypatch):
 
 
 def test_a_changed_picture_is_named_and_one_processed_by_others_taken_over(tmp_path, monkeypatch):
-    for name in ("changed", "theirs", "damaged"):
+    for name in ("changed", "theirs", "their jpeg", "damaged"):
         (tmp_path / f"{name}.png").write_bytes(PNG)
     processed = Layout(tmp_path).processed_images
     processed.mkdir()
     (processed / "theirs.png").write_bytes(saved(picture(48, 48, color=GREEN)))
+    (processed / "their jpeg.jpg").write_bytes(JPEG)
     (processed / "damaged.png").write_bytes(b"")
     assert run_step1(tmp_path, "--resolution", "32", "--originals", "keep", monkeypatch=monkeypatch) == 0
     (tmp_path / "changed.png").write_bytes(saved(picture(64, 64)))
     theirs = (processed / "theirs.png").read_bytes()
     assert run_step1(tmp_path, "--resolution", "32", "--originals", "keep", monkeypatch=monkeypatch) == 0
-    changed, damaged, taken_over = report(tmp_path)
+    changed, damaged, jpeg, taken_over = report(tmp_path)
+    assert (jpeg["name"], jpeg["image"]) == ("their jpeg", "processed_images/their jpeg.jpg")
+    assert not (processed / "their jpeg.png").exists()
     assert "has changed since it became changed" in changed["reason"]
     assert "processed_images/damaged.png: is empty" in damaged["reason"]
     assert taken_over["outcome"] == READY and taken_over["processed"] == [48, 48]
