@@ -32,7 +32,7 @@ from library.flags import Flags, flag, parse
 logger = logging.getLogger(__name__)
 
 _BATCH = {"cpu": 8, "cuda": 64}  # scenes of 128 px at a time, fewer of larger ones
-_LARGEST = 1024  # a scene of this size takes 0.5 GB and a second on a core
+_LARGEST = 1024  # a scene of this size takes 1 GB of memory and more than a second
 _REPORT_SECONDS = 10.0
 
 
