@@ -6,6 +6,7 @@ Each row runs in a process of its own, so that its peak is its own. `python benc
 import importlib
 import json
 import logging
+import signal
 import statistics
 import subprocess
 import sys
@@ -92,6 +93,7 @@ ROWS = {
     "fused": Row(flags=FUSED),
     "checkpointed+fused": Row(flags=(*CHECKPOINTED, *FUSED)),
     "checkpointed+fused+bf16": Row(flags=(*CHECKPOINTED, *FUSED, "--addons_precision", "bf16"), gpu=True),
+    "checkpointed+fused+compiled": Row(flags=(*CHECKPOINTED, *FUSED, "--compile"), gpu=True),
     "checkpointed+swap": Row(flags=(*CHECKPOINTED, "--blocks_to_swap", "8"), gpu=True),
     "int8": Row(flags=("--base_precision", "int8")),
     "fp8": Row(flags=("--base_precision", "fp8")),
@@ -165,7 +167,8 @@ def measure(args: BenchmarkArgs, row: Row) -> dict[str, Any]:
         with suppress(ImportError):
             importlib.import_module(name)
     before = resident_bytes() if device.type == "cpu" else 0
-    model = random_model(size, dtype=base_dtype(accelerator), device="cpu" if training.blocks_to_swap else device)
+    kept_on = "cpu" if training.blocks_to_swap else device  # what is swapped begins in CPU memory
+    model = random_model(size, dtype=base_dtype(accelerator), device=device, kept_on=kept_on)
     fit(model, training, accelerator)
     text = TextFeatures(
         tokens_BLD=torch.zeros(batch_size, size.text_length, size.flux.context_in_dim),
@@ -195,8 +198,10 @@ def measure(args: BenchmarkArgs, row: Row) -> dict[str, Any]:
     }
 
 
-def random_model(size: Size, *, dtype: torch.dtype, device: torch.device | str) -> JointDiT:
-    """Make a backbone with add-ons, each weight drawn where it stays."""
+def random_model(
+    size: Size, *, dtype: torch.dtype, device: torch.device | str, kept_on: torch.device | str
+) -> JointDiT:
+    """Make a backbone with add-ons, each weight drawn on `device` (a GPU draws 12 B in a moment)."""
     with torch.device("meta"):
         model = JointDiT(size.flux, ranks=size.ranks)
     generator = generator_for(SEED, "weights", device=device)
@@ -207,7 +212,7 @@ def random_model(size: Size, *, dtype: torch.dtype, device: torch.device | str) 
                 made.fill_(0.0 if name == "bias" else 1.0)
             else:
                 made.normal_(0, weight.shape[-1] ** -0.5, generator=generator)
-            module._parameters[name] = torch.nn.Parameter(made)
+            module._parameters[name] = torch.nn.Parameter(made.to(kept_on))
     return freeze_backbone(model)
 
 
@@ -284,7 +289,8 @@ def in_fresh_process(args: BenchmarkArgs, name: str) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"failed": "out of memory" if "OutOfMemory" in last else last}
+        killed = done.returncode == -signal.SIGKILL  # which is how Linux ends what takes too much memory
+        return {"failed": "out of memory" if killed or "OutOfMemory" in last else last}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 

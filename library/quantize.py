@@ -9,6 +9,7 @@ forward and again in the backward pass. Formats:
   "QLoRA", arXiv 2305.14314), by bitsandbytes; off by 15 %.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,7 @@ def _unpack_nf4(parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _bitsandbytes() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel for CPUs that isn't used here
     try:
         from bitsandbytes import functional
     except ImportError as error:
