@@ -17,7 +17,10 @@ def load_whole(kind: Any, name: str, *, flag: str, **options: Any) -> Any:
     try:
         loaded = kind.from_pretrained(name, trust_remote_code=False, **options)
     except ImportError as error:
-        raise UserError(f"{flag}: needs a package that isn't installed ({_first_line(error)})") from None
+        raise UserError(
+            f"{flag}: needs a package that isn't installed ({_first_line(error)}); most need no more than "
+            "pip install 'jointdit[vision]'"
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{flag}: can't be loaded ({_first_line(error)}); give a hub name or a local folder of transformers"
