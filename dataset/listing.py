@@ -4,6 +4,8 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
 from os import DirEntry
 from pathlib import Path
 
@@ -32,24 +34,25 @@ def list_pictures(layout: Layout) -> SampleIndex:
     stored = read_index(layout.pictures_index, folders)
     if stored is not None and stored.fresh:
         return stored.index
-    names = {Path(entry.name).stem for entry in scan(layout.processed_images, IMAGE_SUFFIXES)}
-    lacking = {"depth map": set(names), "caption": set(names)}
-    reuse = _Reuse(stored)
-    for entry in scan(layout.depthmaps, ".npy"):
-        name = entry.name[: -len(".npy")]
-        if name in names:
-            lacking["depth map"].discard(name)
-            reuse.add(name, entry)
-    for entry in scan(layout.text_prompts, ".txt"):
-        lacking["caption"].discard(entry.name[: -len(".txt")])
-    reuse.rows += [Row(name=name) for name in lacking["depth map"]]
-    missing = [str(layout.depthmap(name)) for name in sorted(lacking["depth map"])]
-    missing += [str(layout.prompt(name)) for name in sorted(lacking["caption"])]
-    rows = reuse.complete(lambda name: depthmap_size(layout.depthmap(name)), what="depth maps")
-    index = SampleIndex.of(rows, {"missing": len(missing), "first_missing": missing[0] if missing else ""})
-    if rows:
-        write_index(layout.pictures_index, index, folders=times, began=began)
-    return index
+    names = {name for name, _ in scan(layout.processed_images, *IMAGE_SUFFIXES)}
+    depthmaps, captions = set(names), set(names)  # whose files are still to be met
+
+    def met() -> Iterator[tuple[str, DirEntry[str]]]:
+        for name, entry in scan(layout.depthmaps, ".npy"):
+            if name in names:
+                depthmaps.discard(name)
+                yield name, entry
+
+    def without() -> Iterator[Row]:
+        yield from map(Row, depthmaps)
+
+    sized = read_sizes(met(), lambda name: depthmap_size(layout.depthmap(name)), stored=stored, what="depth maps")
+    index = SampleIndex.of(chain(sized, without()))
+    for name, _ in scan(layout.text_prompts, ".txt"):
+        captions.discard(name)
+    lacking = [layout.depthmap(name) for name in depthmaps] + [layout.prompt(name) for name in captions]
+    notes = {"missing": len(lacking), "first_missing": str(min(lacking, default=""))}
+    return _keep(replace(index, notes=notes), layout.pictures_index, folders=times, began=began)
 
 
 def list_cache(layout: Layout, *, stamp: str, flag: str) -> SampleIndex:
@@ -65,55 +68,59 @@ def list_cache(layout: Layout, *, stamp: str, flag: str) -> SampleIndex:
     stored = read_index(layout.cache_index, folders)
     if stored is not None and stored.fresh and stored.index.notes.get("stamp") == stamp:
         return stored.index
-    reuse = _Reuse(stored)
     sharded: set[str] = set()
-    for number, samples in read_shard_indexes(layout, flag=flag, stamp=stamp):
-        reuse.rows += shard_rows(number, {name: place for name, place in samples.items() if name not in sharded})
-        sharded |= samples.keys()
-    for entry in scan(layout.cache, ".safetensors"):
-        name = entry.name[: -len(".safetensors")]
-        if name not in sharded:
-            reuse.add(name, entry)
-    rows = reuse.complete(lambda name: latent_size(layout.cached(name)), what="cached samples")
-    uncached = {Path(entry.name).stem for entry in scan(layout.processed_images, IMAGE_SUFFIXES)}
-    uncached -= {row.name for row in rows}
+
+    def in_shards() -> Iterator[Row]:
+        for number, samples in read_shard_indexes(layout, flag=flag, stamp=stamp):
+            yield from shard_rows(number, {name: place for name, place in samples.items() if name not in sharded})
+            sharded.update(samples)
+
+    def in_files() -> Iterator[tuple[str, DirEntry[str]]]:
+        return ((name, entry) for name, entry in scan(layout.cache, ".safetensors") if name not in sharded)
+
+    # One after the other: what lies in shards is known when the files come.
+    sized = read_sizes(in_files(), lambda name: latent_size(layout.cached(name)), stored=stored, what="cached samples")
+    index = SampleIndex.of(chain(in_shards(), sized))
+    uncached = {name for name, _ in scan(layout.processed_images, *IMAGE_SUFFIXES)}.difference(index.names)
     notes = {"stamp": stamp, "uncached": len(uncached), "first_uncached": min(uncached, default="")}
-    index = SampleIndex.of(rows, notes)
-    if rows:
-        write_index(layout.cache_index, index, folders=times, began=began)
+    return _keep(replace(index, notes=notes), layout.cache_index, folders=times, began=began)
+
+
+def _keep(index: SampleIndex, path: Path, *, folders: dict[str, int], began: int) -> SampleIndex:
+    """Write an index that holds something, and return it."""
+    if len(index):
+        write_index(path, index, folders=folders, began=began)
     return index
 
 
-class _Reuse:
-    """Rows of files of their own: sizes are taken from an older index where the file hasn't changed since."""
+def read_sizes(
+    files: Iterator[tuple[str, DirEntry[str]]], read: Callable[[str], Size], *, stored: Stored | None, what: str
+) -> Iterator[Row]:
+    """Give files of their own their sizes: as an older index has them if the file hasn't changed, or read from it.
 
-    def __init__(self, stored: Stored | None) -> None:
-        self.stored = stored
-        self.places = {name: place for place, name in enumerate(stored.index.names)} if stored is not None else {}
-        self.rows: list[Row] = []
-        self.unknown: list[str] = []
-
-    def add(self, name: str, entry: DirEntry[str]) -> None:
-        """Note a file; nobody can set back the time at which its entry last changed."""
+    A file's ctime says when it last changed; unlike its modification time nobody can set it back.
+    """
+    known = _known_sizes(stored.index) if stored is not None else {}
+    before = stored.began - SETTLED_NS if stored is not None else 0
+    unknown = []
+    for name, entry in files:
         told = entry.stat()
-        place = self.places.get(name)
-        if self.stored is not None and place is not None and self.stored.began - told.st_ctime_ns > SETTLED_NS:
-            old = self.stored.index[place]
-            if old.height and old.shard < 0:
-                self.rows.append(Row(name=name, height=old.height, width=old.width))
-                return
         if told.st_size == 0:
-            self.rows.append(Row(name=name))
+            yield Row(name)
+        elif told.st_ctime_ns < before and name in known:
+            yield Row(name, *known[name])
         else:
-            self.unknown.append(name)
+            unknown.append(name)
+    if len(unknown) >= _MANY:
+        log.info("Reading the sizes of %d %s, this once", len(unknown), what)
+    for name, (height, width) in zip(unknown, _read_all(read, unknown), strict=True):
+        yield Row(name, height, width)
 
-    def complete(self, read: Callable[[str], Size], *, what: str) -> list[Row]:
-        """Read the sizes still unknown and return all rows."""
-        if len(self.unknown) >= _MANY:
-            log.info("Reading the sizes of %d %s, this once", len(self.unknown), what)
-        for name, (height, width) in zip(self.unknown, _read_all(read, self.unknown), strict=True):
-            self.rows.append(Row(name=name, height=height, width=width))
-        return self.rows
+
+def _known_sizes(index: SampleIndex) -> dict[str, Size]:
+    columns = (index.columns[side].tolist() for side in ("height", "width", "shard"))
+    rows = zip(index.names, *columns, strict=True)
+    return {name: (height, width) for name, height, width, shard in rows if height and shard < 0}
 
 
 def _read_all(read: Callable[[str], Size], names: list[str]) -> Iterator[Size]:

@@ -11,13 +11,13 @@ from dataset.tally import EXAMPLES, Tally
 
 def note_lone_files(tally: Tally, layout: Layout, images: Sequence[str], cached: Sequence[str]) -> None:
     """Add to the tally what `dataset.inspection`, which goes by the images, doesn't meet; both lists are sorted."""
-    depthmaps = (entry.name[: -len(".npy")] for entry in scan(layout.depthmaps, ".npy"))
+    depthmaps = (name for name, _ in scan(layout.depthmaps, ".npy"))
     _note(tally, "lone_depth", depthmaps, lambda name: not is_in(images, name))
-    captions = (entry.name[: -len(".txt")] for entry in scan(layout.text_prompts, ".txt"))
+    captions = (name for name, _ in scan(layout.text_prompts, ".txt"))
     _note(tally, "lone_caption", captions, lambda name: not is_in(images, name))
-    files = sum(1 for _ in scan(layout.processed_images, IMAGE_SUFFIXES))
+    files = sum(1 for _ in scan(layout.processed_images, *IMAGE_SUFFIXES))
     if files > len(images):
-        stems = Counter(entry.name.rpartition(".")[0] for entry in scan(layout.processed_images, IMAGE_SUFFIXES))
+        stems = Counter(name for name, _ in scan(layout.processed_images, *IMAGE_SUFFIXES))
         _note(tally, "same_name", stems, lambda name: stems[name] > 1)
     if cached:
         _note(tally, "uncached", images, lambda name: not is_in(cached, name))

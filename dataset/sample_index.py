@@ -12,10 +12,11 @@ import json
 import logging
 import os
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 SETTLED_NS = 2_000_000_000
-_COLUMNS = ("height", "width", "shard", "offset", "length")
+_COLUMNS = ("height", "width", "shard", "offset", "length")  # of a row, after its name
 
 
 class Names(Sequence[str]):
@@ -62,10 +63,15 @@ class Names(Sequence[str]):
         start = self.ends[place - 1] if place else 0
         return self.joined[start : self.ends[place]].tobytes().decode()
 
+    def __iter__(self) -> Iterator[str]:
+        joined, start = self.joined.tobytes(), 0
+        for end in self.ends.tolist():
+            yield joined[start:end].decode()
+            start = end
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One sample: its name, its size in pixels (0 if unknown), and where it lies: shard -1 is a file of its own."""
+
+class Row(NamedTuple):
+    """One sample: its name, its rows and columns (0 if unknown), and where it lies: shard -1 is a file of its own."""
 
     name: str
     height: int = 0
@@ -84,14 +90,17 @@ class SampleIndex:
     notes: dict[str, Any]
 
     @classmethod
-    def of(cls, rows: list[Row], notes: dict[str, Any]) -> "SampleIndex":
+    def of(cls, rows: Iterable[Row], notes: dict[str, Any] | None = None) -> "SampleIndex":
         """Make an index of rows in any order."""
-        rows = sorted(rows, key=lambda row: row.name)
-        columns = {
-            column: np.fromiter((getattr(row, column) for row in rows), dtype=np.int64, count=len(rows))
-            for column in _COLUMNS
-        }
-        return cls(names=Names.of(row.name for row in rows), columns=columns, notes=notes)
+        names: list[str] = []
+        values = array("q")
+        for name, *numbers in rows:
+            names.append(name)
+            values.extend(numbers)
+        order = sorted(range(len(names)), key=names.__getitem__)
+        table = np.array(values, dtype=np.int64).reshape(len(names), len(_COLUMNS))[order]
+        columns = {column: table[:, place].copy() for place, column in enumerate(_COLUMNS)}
+        return cls(names=Names.of(names[place] for place in order), columns=columns, notes=notes or {})
 
     def __len__(self) -> int:
         return len(self.names)
@@ -123,13 +132,19 @@ class Stored:
     began: int
 
 
-def scan(folder: Path, ending: str | tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
-    """List a folder's files with an ending in any case, as the system gives them; hidden ones don't count."""
+def scan(folder: Path, *endings: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """List a folder's files of some endings, as the system gives them, each with its name without the ending.
+
+    The endings are given in lower case, with the dot, and hold in any case; "" stands for all.
+    Hidden files don't count.
+    """
+    anything = "" in endings
     if folder.is_dir():
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name[0] != "." and entry.name.lower().endswith(ending):
-                    yield entry
+                stem, ending = os.path.splitext(entry.name)
+                if stem[0] != "." and (anything or ending.lower() in endings):
+                    yield stem, entry
 
 
 def modified(folders: Sequence[Path]) -> dict[str, int]:

@@ -7,6 +7,7 @@ exact. Shards are written one by one under a temporary name; the JSON file comes
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from library.files import write_atomically, write_json
 from library.loading import BadSample
 
 _SUFFIX = ".safetensors"
+_INDEX = re.compile(r"shard_(\d+)")
 
 
 def write_shard(layout: Layout, number: int, samples: Mapping[str, tuple[bytes, int, int]], *, stamp: str) -> None:
@@ -39,32 +41,29 @@ def write_shard(layout: Layout, number: int, samples: Mapping[str, tuple[bytes, 
     write_json(layout.shard_index(number), {"format": FORMAT, "stamp": stamp, "samples": entries})
 
 
-def read_shard_indexes(layout: Layout, *, flag: str, stamp: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_shard_indexes(layout: Layout, *, flag: str, stamp: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the numbers of all finished shards, in rising order, and where their samples lie, by name.
 
     Raises:
         UserError: a shard's index is damaged, or has another stamp than this cache's.
     """
-    numbers = sorted(int(entry.name[6:-5]) for entry in scan(layout.cache, ".json") if _is_index(entry.name))
+    found = (_INDEX.fullmatch(name) for name, _ in scan(layout.cache, ".json"))
+    numbers = sorted(int(match[1]) for match in found if match)
     for number in numbers:
         path = layout.shard_index(number)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found, samples = content["stamp"], content["samples"]
+            made_for, samples = content["stamp"], content["samples"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{flag} {path}: damaged ({error}); delete this file and run the preprocessing step again"
             ) from None
-        if stamp is not None and found != stamp:
+        if made_for != stamp:
             raise UserError(
                 f"{flag} {path}: its shard was made by other models or settings than this cache's meta.json says; "
                 "delete both and run the preprocessing step again"
             )
         yield number, samples
-
-
-def _is_index(name: str) -> bool:
-    return name.startswith("shard_") and name[6:-5].isdigit()
 
 
 def shard_rows(number: int, samples: Mapping[str, Any]) -> Iterator[Row]:
