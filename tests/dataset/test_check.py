@@ -13,7 +13,7 @@ import torch
 from fake_folder import NAMES, write_pictures
 from PIL import Image
 
-from dataset.check import CheckArgs, check_folder, main
+from dataset.check import CheckArgs, check_folder, find_tokens, main
 from dataset.check_report import Report
 from dataset.contact_sheet import SheetRow, write_contact_sheet
 from dataset.inspection import BAD, DOUBTS, FATAL
@@ -23,6 +23,7 @@ from dataset.tally import Tally, find_equal
 from library.args import parse
 from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
+from library.flux.text import load_text_encoders
 from library.images import write_rgb
 from library.loading import load_batches
 
@@ -274,6 +275,21 @@ def test_flags_are_checked(tmp_path):
     with pytest.raises(UserError, match=r"--sheet a.jpg: the contact sheet is a PNG"):
         check(tmp_path, "--sheet", "a.jpg")
     assert parse(["--image_folder", str(tmp_path)], CheckArgs).sheet_path.parts[:2] == ("outputs", "check")
+
+
+def test_tokens_are_counted_by_the_given_tokenizers(tmp_path):
+    write_pictures(tmp_path, size=SIZE)
+    plain = find_tokens(parse(["--image_folder", str(tmp_path)], CheckArgs))
+    assert plain[1] == "the embedded model's tokenizer"
+    encoders = load_text_encoders(plain[0].clip[1], plain[0].t5[1])
+    assert plain[0].t5_length == encoders.t5_length
+    assert plain[0].clip_length == encoders.clip.config.max_position_embeddings
+    flags = [f"--t5xxl={plain[0].t5[1]}", "--t5xxl_max_token_length", "3"]
+    tokens, said = find_tokens(parse(["--image_folder", str(tmp_path), *flags], CheckArgs))
+    assert tokens.t5_length == 3 and f"T5: that of {plain[0].t5[1]}" in said
+    assert found(check(tmp_path, *flags)) == {"long_t5": len(NAMES)}
+    with pytest.raises(UserError, match=r"--t5_tokenizer nowhere: no such folder"):
+        check(tmp_path, "--t5_tokenizer", "nowhere")
 
 
 def test_parts_add_up_to_the_whole():
