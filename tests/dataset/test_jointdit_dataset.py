@@ -6,11 +6,12 @@ import torch
 from fake_folder import NAMES, write_cache, write_pictures
 
 from dataset.cache import claim_folder, fingerprint
-from dataset.jointdit_dataset import CachedPairs, PicturePairs, centre_crop, read_picture_files
+from dataset.jointdit_dataset import CachedPairs, PicturePairs, centre_crop, read_captions, read_picture_files
 from library.batches import Batch, PixelBatch
 from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
-from library.loading import BadSample, load_batches
+from library.loading import BadSample, first_batches, load_batches
+from library.randomness import generator_for
 
 
 def test_pictures_become_pixels(tmp_path):
@@ -114,3 +115,112 @@ def test_fingerprints_tell_files_apart(tmp_path):
     for name, content in (("a", b"1" * 100), ("b", b"1" * 99 + b"2")):
         (tmp_path / name).write_bytes(content)
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+
+
+def test_pairs_are_mirrored_together(tmp_path):
+    write_pictures(tmp_path)
+    plain, mirrored = (PicturePairs(tmp_path, depth_transform="none", mirror=mirror) for mirror in (False, True))
+    turned = 0
+    for step in range(20):
+        one, other = (pairs.read(2, generator=generator_for(1, "reading", step, 0)) for pairs in (plain, mirrored))
+        assert torch.equal(one[1], plain.read(2)[1]), "only --flip_aug mirrors"
+        flipped = torch.equal(other[1], one[1].flip(-1))
+        assert torch.equal(other[2], one[2].flip(-1) if flipped else one[2])
+        assert flipped or torch.equal(other[1], one[1])
+        turned += flipped
+    assert 4 < turned < 16
+    assert torch.equal(mirrored.read(2)[1], plain.read(2)[1]), "previews and validation aren't mirrored"
+
+
+def test_captions_are_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\n  two  \r\n", encoding="utf-8")
+    assert read_captions(path) == ("one", "two")
+    path.write_text("\n")
+    assert read_captions(path) == (" ",)
+    path.write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"--image_folder .*a\.txt: is not UTF-8"):
+        read_captions(path)
+    with pytest.raises(UserError, match=r"b\.txt: can't be read"):
+        read_captions(tmp_path / "b.txt")
+
+
+def test_images_of_any_ending(tmp_path):
+    layout = write_pictures(tmp_path)
+    layout.image(NAMES[0]).rename(layout.image(NAMES[0]).with_suffix(".PNG"))
+    pairs = PicturePairs(tmp_path, depth_transform="none")
+    assert list(pairs.names) == list(NAMES) and pairs.read(0)[0] == NAMES[0]
+
+
+def read_names(pairs, order: DataOrder, *, start: int = 0, stop: int = 12, workers: int = 0, bound: int = 0):
+    micro_batches = MicroBatches(order=order, start=start, stop=stop)
+    return [b.names for b in load_batches(pairs, micro_batches, workers=workers, pin=False, max_bad_samples=bound)]
+
+
+def test_bad_samples_are_named_once_and_replaced_in_the_same_way_always(tmp_path, caplog):
+    layout = write_cache(tmp_path)
+    pairs = CachedPairs(tmp_path, depth_transform="none")
+    order = DataOrder(count=8, batch_size=2, accumulation=2, seed=3)
+    whole = read_names(pairs, order)
+    layout.cached(NAMES[5]).write_bytes(b"nothing")
+    layout.cached(NAMES[1]).unlink()
+    seen = read_names(pairs, order, bound=2)
+    said = [record.message for record in caplog.records if record.message.startswith("skipped, and replaced")]
+    assert len(said) == 2 and any(NAMES[5] in line for line in said) and any(NAMES[1] in line for line in said)
+    bad = {NAMES[1], NAMES[5]}
+    substitutes = []
+    for before, after in zip(whole, seen, strict=True):
+        for left, right in zip(before, after, strict=True):
+            assert (right == left) if left not in bad else (right not in bad)
+            substitutes += [right] if left in bad else []
+    assert len(substitutes) == 12 and len(set(substitutes)) > 2
+    assert read_names(pairs, order, bound=2, workers=2) == seen
+    assert read_names(pairs, order, bound=2, start=7) == seen[14:]
+    for rank in (0, 1):
+        half = DataOrder(count=8, batch_size=2, processes=2, rank=rank, seed=3)
+        assert read_names(pairs, half, bound=2) == seen[rank::2]
+
+
+def test_more_bad_samples_than_allowed_stop(tmp_path):
+    layout = write_cache(tmp_path)
+    pairs = CachedPairs(tmp_path, depth_transform="none")
+    order = DataOrder(count=8, batch_size=2)
+    for name in NAMES[2:4]:
+        layout.cached(name).write_bytes(b"nothing")
+    for workers in (0, 2):
+        with pytest.raises(UserError, match="--max_bad_samples 1: more are damaged or missing; the last one: "):
+            read_names(pairs, order, bound=1, workers=workers)
+    for name in NAMES:
+        layout.cached(name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="--max_bad_samples 9: no sample of this size can be read"):
+        read_names(pairs, order, bound=9)
+
+
+def test_bad_samples_are_replaced_by_their_own_size(tmp_path):
+    write_cache(tmp_path, names=NAMES[:4])
+    layout = write_cache(tmp_path, names=NAMES[4:], side=6)
+    pairs = CachedPairs(tmp_path, depth_transform="none")
+    layout.cached(NAMES[6]).write_bytes(b"nothing")
+    order = DataOrder(count=8, batch_size=2, buckets=pairs.buckets)
+    seen = read_names(pairs, order, bound=1)
+    assert all(len({name in NAMES[:4] for name in names}) == 1 for names in seen)
+    assert {name for names in seen for name in names} == set(NAMES) - {NAMES[6]}
+
+
+def test_both_modes_see_the_same_buckets(tmp_path):
+    for name, size in zip(NAMES, (32, 48, 32, 64, 48, 32, 40, 32), strict=True):
+        write_pictures(tmp_path, names=(name,), size=size)
+        write_cache(tmp_path, names=(name,), side=size // 16 * 2)
+    pictures, cached = PicturePairs(tmp_path, depth_transform="none"), CachedPairs(tmp_path, depth_transform="none")
+    assert pictures.buckets.tolist() == cached.buckets.tolist() == [0, 1, 0, 2, 1, 0, 0, 0]
+    shapes = [batch.rgb_BChw.shape for batch in first_batches(pictures, count=8, batch_size=3)]
+    assert [(shape[0], shape[-1]) for shape in shapes] == [(3, 32), (2, 32), (2, 48), (1, 64)]
+
+
+def test_missing_partners_within_the_bound(tmp_path):
+    layout = write_pictures(tmp_path)
+    layout.depthmap(NAMES[2]).unlink()
+    pairs = PicturePairs(tmp_path, depth_transform="none", max_bad_samples=1)
+    assert len(pairs.names) == 8
+    with pytest.raises(BadSample, match=rf"{NAMES[2]}\.npy: no such file"):
+        pairs.read(2)
