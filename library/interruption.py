@@ -21,9 +21,8 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(request: StopRequest) -> Iterator[None]:
     """Within the block the first SIGTERM or SIGINT only sets the request; a second one acts as usual."""
-    request = StopRequest()
     before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -34,7 +33,7 @@ def stop_requests() -> Iterator[StopRequest]:
         before[caught] = signal.getsignal(caught)
         signal.signal(caught, note)
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -3,7 +3,8 @@
 Shape suffixes: M modality (RGB, depth), B batch (1 here), C channels, h w rows and columns, L tokens, D width.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from library.modality import MODALITIES
 from library.randomness import generator_for
 from library.sampling import Condition, sample
 from library.tasks import TASKS
+
+log = logging.getLogger(__name__)
 
 MARGIN = 4  # pixels between the pictures of a sheet
 
@@ -51,8 +54,12 @@ class Previewer:
         rank: int = 0,
         processes: int = 1,
         writes: bool = True,
+        asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Keep what is previewed; `pairs` have one sample each; each process makes its share; it may leave writing."""
+        """Keep what is previewed; `pairs` have one sample each; each process makes its share; it may leave writing.
+
+        Previews can take minutes: once `asked_to_stop()` they end with the sheet at hand.
+        """
         self.settings = settings
         self.autoencoder = autoencoder
         self.prompts = prompts
@@ -60,6 +67,7 @@ class Previewer:
         self.rank = rank
         self.processes = processes
         self.writes = writes
+        self.asked_to_stop = asked_to_stop
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -67,6 +75,9 @@ class Previewer:
         folder = self.settings.folder / f"steps_{step}"
         numbers = range(self.rank, len(self.prompts.prompts) + len(self.pairs), self.processes)
         for number in numbers:
+            if self.asked_to_stop():
+                log.warning("Previews of step %d are left unfinished: asked to stop", step)
+                break
             if number < len(self.prompts.prompts):
                 name, sheet = f"prompt_{number + 1:05d}", self.prompt_sheet(model, number)
             else:

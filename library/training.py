@@ -138,6 +138,7 @@ class Trainer:
             ),
             weights_to_show=self.weights_to_show,
         )
+        self.stop = StopRequest()
         self.watches: list[Watch] = []
         self.step = 0
 
@@ -240,16 +241,16 @@ class Trainer:
             total=self.total,
             samples_per_step=self.order.global_batch,
         )
-        with stop_requests() as stop, closing(batches):
+        with stop_requests(self.stop), closing(batches):
             try:
                 self.watch(journal, first=True)
-                while self.step < self.total and not self.asked_to_stop(stop):
+                while self.step < self.total and not self.asked_to_stop():
                     numbers = self.optimize(batches, self.step)
                     self.step += 1
                     journal.step(self.step, **numbers)
                     self.watch(journal)
                     self.save_if_due()
-                self.finish(stop)
+                self.finish()
             finally:
                 journal.close()
                 finish_trackers(self.accelerator)
@@ -291,18 +292,18 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         journal.pause()
 
-    def asked_to_stop(self, stop: StopRequest) -> bool:
+    def asked_to_stop(self) -> bool:
         """Whether any process was asked to stop: all must leave the loop at the same step."""
         if self.accelerator.num_processes == 1:
-            return bool(stop)
-        flag = torch.tensor(float(bool(stop)), device=self.accelerator.device)
+            return bool(self.stop)
+        flag = torch.tensor(float(bool(self.stop)), device=self.accelerator.device)
         return float(self.accelerator.reduce(flag, reduction="sum")) > 0
 
-    def finish(self, stop: StopRequest) -> None:
+    def finish(self) -> None:
         """Write the last add-ons; of an unfinished run the state instead."""
         if self.step < self.total:
             path = self.checkpoints.save_state(self.step)
-            log.info("Stopped by %s at step %d; go on with --resume latest (%s)", stop, self.step, path)
+            log.info("Stopped by %s at step %d; go on with --resume latest (%s)", self.stop, self.step, path)
             return
         if self.args.save_state:
             self.checkpoints.save_state(self.step)

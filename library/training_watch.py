@@ -110,5 +110,7 @@ def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
         prompts=PromptFeatures(empty=trainer.empty, prompts=prompts.prompts, evaluation=evaluation),
         pairs=shown[: args.sample_pairs],
         writes=accelerator.is_main_process or not args.shard_model,
+        # Processes that share the model make every sheet together: none of them may leave alone.
+        asked_to_stop=lambda: bool(trainer.stop) and not args.shard_model,
         **_share(trainer),
     )

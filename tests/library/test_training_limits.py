@@ -1,6 +1,8 @@
 """Training at its edges: datasets of odd sizes, wrong files, folders that can't be used, losses that explode."""
 
 import json
+import os
+import signal
 import struct
 
 import pytest
@@ -12,6 +14,7 @@ from library.experiment import LOCK, open_experiment
 from library.flux.checkpoint import open_checkpoint
 from library.jointdit.attention import WEIGHTINGS
 from library.loss_guard import WARM_UP, LossGuard
+from library.preview import Previewer
 from library.training import Trainer
 
 
@@ -127,9 +130,7 @@ def test_broken_weights_are_never_saved(folder, monkeypatch):
         return numbers
 
     monkeypatch.setattr(Trainer, "optimize", overflow)
-    with pytest.raises(
-        UserError, match=r"after step 1 \S+.lora_A.weight isn't finite any more; there is no state in"
-    ):
+    with pytest.raises(UserError, match=r"after step 1 \S+.lora_A.weight isn't finite any more; there is no state in"):
         run(folder, "overflow", "--max_train_steps", "2", "--save_state", "--save_every_n_steps", "1")
 
 
@@ -162,3 +163,20 @@ def test_ablations_are_recorded_and_shown(folder, weighting, caplog):
     (method,) = [message for message in caplog.messages if message.startswith("Method: ")]
     for said in ("uniform", "unbalanced sampling off", f"connection: {weighting};", "dropout 0.25", "ranks 3 "):
         assert said in method
+
+
+def test_a_stop_request_ends_previews_too(folder, monkeypatch, caplog):
+    plain = Previewer.prompt_sheet
+
+    def stopped(self, model, number):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, model, number)
+
+    monkeypatch.setattr(Previewer, "prompt_sheet", stopped)
+    experiment = run(
+        folder, "previewed", "--max_train_steps", "3", "--sample_every_n_steps", "2", "--sample_steps", "1", "--ae",
+        str(folder / "ae.safetensors"),
+    )  # fmt: skip
+    assert "Previews of step 2 are left unfinished: asked to stop" in caplog.messages
+    assert [path.name for path in (experiment / "sample" / "steps_2").glob("*.png")] == ["prompt_00001.png"]
+    assert (experiment / "state_step_00000002").is_dir() and not (experiment / "jointdit_addons.safetensors").exists()
