@@ -94,8 +94,7 @@ def check_folder(args: CheckArgs) -> Report:
     if cached_names:
         cached = partial(inspect_cached, folder=args.image_folder, depth_transform=transform)
         tally.merge(inspect(cached, len(cached_names), args, "cached sample"))
-    for first, later in find_equal(tally.digests):
-        tally.note("same_image", picture_names[later], f"as {picture_names[first]}")
+    note_copies(tally, picture_names)
     note_lone_files(tally, layout, picture_names, cached_names)
     verdicts = []
     if args.is_latent_training is not True and (picture_names or not cached_names):
@@ -112,6 +111,14 @@ def check_folder(args: CheckArgs) -> Report:
         tokens_of=tokens_of,
         max_bad_samples=args.max_bad_samples,
     )
+
+
+def note_copies(tally: Tally, names: Sequence[str]) -> None:
+    """Note the images whose files are equal."""
+    equal = find_equal(tally.digests)
+    for first, later in equal[:EXAMPLES].tolist():
+        tally.note("same_image", names[later], f"as {names[first]}")
+    tally.counts["same_image"] = len(equal)
 
 
 def inspect(work: Callable[[Sequence[int]], Tally], count: int, args: CheckArgs, unit: str) -> Tally:

@@ -62,12 +62,16 @@ class Tally:
         self.digests += later.digests
 
 
-def find_equal(digests: bytes | bytearray) -> list[tuple[int, int]]:
-    """Return (first, later) places of equal hashes, each later one once, in order; 10 M hashes take some 0.4 GB."""
+def find_equal(digests: bytes | bytearray) -> np.ndarray:
+    """Return rows of (first, later) places of equal hashes, int64, each later place once and in rising order.
+
+    10 M hashes take some 0.5 GB while they are sorted.
+    """
     values = np.frombuffer(digests, dtype=np.dtype((np.void, DIGEST)))
+    if not len(values):
+        return np.empty((0, 2), dtype=np.int64)
     order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    same = ordered[1:] == ordered[:-1]
-    starts = np.maximum.accumulate(np.where(np.concatenate([[True], ~same]), np.arange(len(order)), 0))
-    later = np.flatnonzero(np.concatenate([[False], same])) if len(order) else np.empty(0, dtype=np.int64)
-    return sorted(zip(order[starts[later]].tolist(), order[later].tolist(), strict=True), key=lambda pair: pair[1])
+    again = np.concatenate([[False], values[order[1:]] == values[order[:-1]]])
+    starts = np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))
+    pairs = np.stack([order[starts[again]], order[again]], axis=1)
+    return pairs[pairs[:, 1].argsort()]

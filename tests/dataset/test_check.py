@@ -304,8 +304,8 @@ def test_parts_add_up_to_the_whole():
         parts[0].merge(part)
     assert parts[0] == whole
     assert whole.examples["odd"] == [("1", ""), ("3", ""), ("5", "")]
-    assert find_equal(whole.digests) == [(place % 7, place) for place in range(7, 30)]
-    assert find_equal(b"") == []
+    assert find_equal(whole.digests).tolist() == [[place % 7, place] for place in range(7, 30)]
+    assert len(find_equal(b"")) == len(find_equal(b"1" * 16)) == 0
 
 
 def test_a_contact_sheet_takes_any_shape(tmp_path):
