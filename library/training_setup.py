@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
@@ -143,8 +143,6 @@ def make_weight_by_weight(
             f"--fused_backward_pass: {accelerator.num_processes} processes exchange gradients before the step; "
             "leave it away"
         )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UserError(f"{asking}: {accelerator.distributed_type.value} steps the weights itself; leave it away")
 
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
         return make_optimizer(
