@@ -12,7 +12,7 @@ from library.encoding import LatentEncoder, PairEncoder, PromptEncoder
 from library.flux.text import TextFeatures
 from library.flux.weights import load_autoencoder
 
-META = {"depth_transform": "none"}
+META = {"ae": "a", "depth_transform": "none"}
 
 
 class FakeTextEncoders:

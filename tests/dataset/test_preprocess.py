@@ -192,13 +192,12 @@ def test_processes_share_the_work_and_change_nothing(tmp_path, encoder, monkeypa
     assert cache_files(tmp_path / "shared") == cache_files(tmp_path / "alone")
 
 
-def command(folder, *more: str, processes: int = 1) -> None:
+def run_command(folder, *more: str, processes: int = 1) -> None:
     """Run step 2 with the embedded model, as a person does."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, "dataset/preprocess_step2.py", "--image_folder", str(folder), *more],
-        cwd=ROOT, env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    command = [sys.executable, *launcher, "dataset/preprocess_step2.py", "--image_folder", str(folder), *more]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -207,8 +206,8 @@ def test_the_command_in_two_processes(tmp_path):
     flags = ("--device", "cpu", "--num_threads", "1", "--shard_size", "2", "--batch_size", "2", "--no_text")
     for name in ("alone", "shared"):
         write_pictures(tmp_path / name)
-    command(tmp_path / "alone", *flags)
-    command(tmp_path / "shared", *flags, processes=2)
+    run_command(tmp_path / "alone", *flags)
+    run_command(tmp_path / "shared", *flags, processes=2)
     files = cache_files(tmp_path / "alone")
     assert len(files) == 9 and cache_files(tmp_path / "shared") == files
 
@@ -254,3 +253,19 @@ def test_killed_twenty_times(tmp_path, encoder, shard_size):
     assert kills == 20
     fill(folder, encoder, shard_size=shard_size)
     assert cache_files(folder) == calm
+
+
+def test_prompts_of_a_broken_run_pass_for_nothing(tmp_path, encoder, monkeypatch):
+    features = encode_prompts(encoder.prompts, ("a red ball",))
+    write_prompt_features(tmp_path, features, made_by=MADE_BY, dtype=torch.float32)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dataset.prompt_features.write_text_features", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_prompt_features(tmp_path, features, made_by=MADE_BY | {"t5xxl": "other"}, dtype=torch.float32)
+    assert read_prompt_features(tmp_path, made_by=MADE_BY) is None
+    write_prompt_features(tmp_path, features, made_by=MADE_BY, dtype=torch.float32)
+    assert read_prompt_features(tmp_path, made_by=MADE_BY).prompts == ("a red ball",)

@@ -1,0 +1,117 @@
+"""Training on what preprocessing leaves: several sizes, text on the fly, mirroring, bad samples; unfit caches."""
+
+import json
+
+import pytest
+from fake_folder import NAMES, write_autoencoder, write_base, write_cache, write_pictures, write_prompts
+from filled_folder import fill
+from safetensors.torch import load_file
+from tiny_model import tiny_model
+from training_processes import TrainingRun
+
+from dataset.training_data import open_training_data
+from library.args import parse
+from library.errors import UserError
+from library.files import write_json
+from library.training_args import TrainingArgs
+
+SMALL = ("--lora_rank", "4", "--vector_in_ranks", "4", "8", "--txt_in_rank", "8", "--save_precision", "fp32")
+RUN = ("--max_train_steps", "6", "--device", "cpu", "--num_threads", "1", "--learning_rate", "1e-2", *SMALL)
+
+
+def train(folder, name: str, *flags: str, processes: int = 1) -> dict:
+    """Train in processes of their own; return the add-ons and the log's lines."""
+    where = ("--output_dir", str(folder / "experiments"), "--exp_name", name)
+    run = TrainingRun([*RUN, *where, *flags], folder=folder, processes=processes)
+    assert run.wait() == [0] * processes, run.said()
+    experiment = folder / "experiments" / name
+    lines = [json.loads(line) for line in (experiment / "log.jsonl").read_text().splitlines()]
+    return {"addons": experiment / "jointdit_addons.safetensors", "lines": lines, "said": run.said()}
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    """A cache of latents of three sizes, a backbone and prompts that fit."""
+    folder = tmp_path_factory.mktemp("sizes")
+    write_autoencoder(folder / "ae.safetensors")
+    for number, name in enumerate(NAMES):
+        write_cache(folder / "data", names=(name,), side=(4, 6, 4, 8)[number % 4])
+    write_prompts(folder)
+    write_base(folder / "base.safetensors")
+    return folder
+
+
+def cached(folder) -> tuple[str, ...]:
+    return (
+        *("--image_folder", str(folder / "data"), "--is_latent_training", "--prompt_folder", str(folder)),
+        *("--pretrained_model_name_or_path", str(folder / "base.safetensors"), "--train_batch_size", "2"),
+    )
+
+
+@pytest.mark.slow
+def test_several_sizes_train_alike_however_they_are_dealt(sizes):
+    two = ("--gradient_accumulation_steps", "2")
+    alone = train(sizes, "alone", *cached(sizes), *two, "--save_state", "--validation_folder", str(sizes / "data"),
+                  "--val_every_n_steps", "3")  # fmt: skip
+    shared = train(sizes, "shared", *cached(sizes), processes=2)
+    for left, right in zip((line for line in alone["lines"] if "loss" in line), shared["lines"], strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
+    train(sizes, "resumed", *cached(sizes), *two, "--save_state", "--max_train_steps", "3")
+    resumed = train(sizes, "resumed", *cached(sizes), *two, "--save_state", "--resume", "latest")
+    assert resumed["addons"].read_bytes() == alone["addons"].read_bytes()
+
+
+@pytest.mark.slow
+def test_pictures_with_text_on_the_fly_and_mirroring(tmp_path):
+    weights = [
+        item
+        for name, path in tiny_model().items()
+        if name != "jointdit_addons_path"
+        for item in (f"--{name}", str(path))
+    ]
+    write_pictures(tmp_path / "data")
+    (tmp_path / "data" / "processed_images" / f"{NAMES[3]}.png").write_bytes(b"no picture")
+    common = (*weights, "--image_folder", str(tmp_path / "data"), "--train_batch_size", "2")
+    plain = train(tmp_path, "plain", *common, "--max_bad_samples", "1")
+    assert plain["said"].count("skipped, and replaced by others") == 1 and NAMES[3] in plain["said"]
+    mirrored = train(tmp_path, "mirrored", *common, "--max_bad_samples", "1", "--flip_aug")
+    assert load_file(plain["addons"]).keys() == load_file(mirrored["addons"]).keys()
+    assert plain["addons"].read_bytes() != mirrored["addons"].read_bytes()
+
+
+@pytest.mark.slow
+def test_latents_cached_and_text_on_the_fly(tmp_path, encoder):
+    weights = {f"--{name}": str(path) for name, path in tiny_model().items() if name in ("clip_l", "t5xxl")}
+    base = ("--pretrained_model_name_or_path", str(tiny_model()["pretrained_model_name_or_path"]))
+    write_pictures(tmp_path / "data")
+    fill(tmp_path / "data", encoder, text=False)
+    given = (*base, *(item for pair in weights.items() for item in pair))
+    flags = ("--image_folder", str(tmp_path / "data"), "--is_latent_training", "--train_batch_size", "2", *given)
+    done = train(tmp_path, "text_on_the_fly", *flags)
+    assert [line["step"] for line in done["lines"]] == [1, 2, 3, 4, 5, 6]
+
+
+def open_data(folder, *flags: str):
+    args = parse([*cached(folder), "--max_train_steps", "1", *flags], TrainingArgs)
+    return open_training_data(args, device="cpu", dtype=None)
+
+
+def test_cached_pairs_need_no_encoders(sizes):
+    data = open_data(sizes)
+    assert data.encode is None and len(data.pairs.names) == 8 and data.prompts.prompts == ("one", "two")
+
+
+def test_other_models_than_the_caches_are_refused(sizes, tmp_path):
+    with pytest.raises(UserError, match=r"--ae .*ae\.safetensors: isn't the model that made the cache"):
+        open_data(sizes, "--ae", str(sizes / "ae.safetensors"))
+    with pytest.raises(UserError, match="--is_attnmask_training: the cache of .* was made without it"):
+        open_data(sizes, "--is_attnmask_training")
+    layout = write_cache(tmp_path)
+    write_json(layout.cache_meta, json.loads(layout.cache_meta.read_text()) | {"t5xxl": "another"})
+    with pytest.raises(UserError, match=r"--validation_folder .* another t5xxl \(another\) than that .*\(t\)"):
+        open_data(sizes, "--validation_folder", str(tmp_path))
+
+
+def test_cached_latents_are_not_mirrored(sizes):
+    with pytest.raises(UserError, match="--flip_aug: cached latents can't be mirrored"):
+        open_data(sizes, "--flip_aug")
