@@ -22,12 +22,11 @@ from dataset.annotators.stages import (
     import_captions,
     import_depth,
 )
-from dataset.cache import claim_folder
 from dataset.intake import FitRule, Intake, aspect_buckets
 from dataset.layout import Layout
 from dataset.sources import belongs_to, list_sources
 from dataset.step1_args import Step1Args
-from dataset.step1_folder import hold_folder, remove_leftovers, wait_for_all
+from dataset.step1_folder import claim_sizes, hold_folder, remove_leftovers, wait_for_all
 from dataset.step1_report import CAPTIONS, DEPTH, PICTURES, READY, Line, Part, Summary, join_parts, shown
 from library.args import parse
 from library.cli import is_main_process, process_count, process_rank, run_main, say, set_threads
@@ -108,8 +107,7 @@ def run(args: Step1Args) -> Summary | None:
             remove_leftovers(layout)
             for folder in (layout.depthmaps, layout.text_prompts):
                 finish_groups(folder)
-            sizes = {"resolution": args.resolution, "buckets": args.buckets}
-            claim_folder(layout.step1_settings, sizes, flag="--image_folder")
+            claim_sizes(layout, {"resolution": args.resolution, "buckets": args.buckets})
         wait_for_all()
         ready = take_pictures(layout, args)
         stages: list[tuple[str, bool, Callable[[Layout, Step1Args], Stage]]] = [

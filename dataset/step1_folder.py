@@ -1,6 +1,7 @@
 """A prepared folder while step 1 runs: held by one run, shared by its processes, cleaned of what a killed run left."""
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -8,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from torch import distributed
 
-from dataset.layout import Layout
+from dataset.layout import DEPTHMAPS, PROCESSED_IMAGES, Layout
 from library.cli import is_main_process, process_count
 from library.errors import UserError
+from library.files import write_json
 
 _TEMPORARY = re.compile(r"\..*\.\d+\.tmp(\.[^.]*)?", re.DOTALL)  # as `write_atomically` names them
 _LONGEST_WAIT = timedelta(days=30)  # for a process that still makes captions
@@ -40,6 +43,28 @@ def hold_folder(layout: Layout) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def claim_sizes(layout: Layout, flags: dict[str, Any]) -> None:
+    """Write down the flags that decide the pictures' sizes, or check that an earlier run had the same.
+
+    Raises:
+        UserError: it had others; a half of the pictures would have other sizes than the rest.
+    """
+    path = layout.step1_settings
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_json(path, flags)
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"--image_folder {path}: can't be read ({error}); remove this file") from None
+    for name, value in flags.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"--{name} {value}: the pictures in {layout.processed_images} were made with {found.get(name)}; use the "
+                f"same, or begin anew by removing {path.name} and the folders {PROCESSED_IMAGES} and {DEPTHMAPS} there"
+            )
 
 
 def remove_leftovers(layout: Layout) -> None:

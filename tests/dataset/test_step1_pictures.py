@@ -214,7 +214,13 @@ def test_errors_name_the_flag(tmp_path, monkeypatch, capsys):
     assert error(tmp_path, "--originals", "burn").startswith("--originals burn: must be one of move, copy, keep")
     assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
     capsys.readouterr()
-    assert "was made with resolution 32, now it is 16" in error(tmp_path, "--resolution", "16")
+    assert error(tmp_path, "--resolution", "16").startswith(
+        f"--resolution 16: the pictures in {tmp_path}/processed_images were made with 32; use the same, or begin anew"
+    )
+    settings = (tmp_path / "step1.json").read_text()
+    (tmp_path / "step1.json").write_text("{")
+    assert error(tmp_path, "--resolution", "32").startswith(f"--image_folder {tmp_path}/step1.json: can't be read")
+    (tmp_path / "step1.json").write_text(settings)
     (tmp_path / "b.png").write_bytes(PNG)
     shutil.rmtree(tmp_path / "raw_images")
     (tmp_path / "raw_images").write_text("a file is in the way")
