@@ -44,13 +44,17 @@ def processes_asked_for() -> int:
     `accelerate launch --cpu --num_processes N` starts one and doesn't tell it of N, which then stands in the parent's
     command line alone (read on Linux only).
     """
+    asked = [value for word, value in pairwise(launcher_command()) if word in ("--num_processes", "--num-processes")]
+    return int(asked[0]) if asked and asked[0].isdigit() else process_count()
+
+
+def launcher_command() -> list[str]:
+    """Return the command line of `accelerate launch`, if that started this process (Linux only), else nothing."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").replace("=", "\0").split("\0")
     except (OSError, UnicodeDecodeError):
-        words = []
-    asked = [value for word, value in pairwise(words) if word in ("--num_processes", "--num-processes")]
-    launched = any("accelerate" in word for word in words[:4])
-    return int(asked[0]) if launched and asked and asked[0].isdigit() else process_count()
+        return []
+    return words if any("accelerate" in word for word in words[:4]) else []
 
 
 def local_rank() -> int:

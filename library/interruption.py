@@ -1,22 +1,33 @@
 """SIGTERM and SIGINT as a polite request to stop at the next safe point."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from library.cli import launcher_command
+
 
 class StopRequest:
-    """Whether, and by which signal, the process was asked to stop."""
+    """Whether, and by what, the process was asked to stop: a signal, or the end of its launcher."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.launcher = os.getppid() if launcher_command() else None
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self.signal is not None or self.launcher_is_gone
+
+    @property
+    def launcher_is_gone(self) -> bool:
+        """Whether `accelerate launch` has ended: it passes no signal on to the one process it starts."""
+        return self.launcher is not None and os.getppid() != self.launcher
 
     def __str__(self) -> str:
+        if self.launcher_is_gone:
+            return "the launcher's end"
         return signal.Signals(self.signal).name if self.signal is not None else "a signal to another process"
 
 

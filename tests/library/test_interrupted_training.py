@@ -2,13 +2,17 @@
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from small_training import ROOT, prepare
 from small_training import flags as plain_flags
-from small_training import prepare
 from training_processes import TrainingRun
+
+from library.experiment import LOCK
 
 STEPS = 12
 
@@ -136,3 +140,23 @@ def test_two_runs_in_one_folder_are_refused(folder, whole):
     assert second.wait() == [2] and "--exp_name both: another run is training in" in second.said()
     assert first.wait() == [0], first.said()
     assert result(folder, "both") == result(folder, "whole")
+
+
+@pytest.mark.slow
+def test_the_launchers_end_stops_training(folder):
+    more = ("--max_train_steps", "100000", "--save_every_n_steps", "100000", "--max_data_loader_n_workers", "0")
+    launcher = ("accelerate.commands.launch", "--config_file", "default_config.yaml", "train.py")
+    with (folder / "launched.txt").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *launcher, *flags(folder, "launched", *more)], cwd=ROOT, stderr=said, stdout=said
+        )
+        deadline = time.monotonic() + 120
+        while steps_done(folder, "launched") < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()  # it passes nothing on to the process that trains
+        process.wait(60)
+    experiment = folder / "experiments" / "launched"
+    while (experiment / LOCK).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "Stopped by the launcher's end at step " in (folder / "launched.txt").read_text()
+    assert len(list(experiment.glob("state_step_*"))) == 1
