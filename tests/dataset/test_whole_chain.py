@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from dataset.cache import read_meta, read_pair, stamp_of, write_pair
+from dataset.jointdit_dataset import CachedPairs
 from dataset.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +52,52 @@ def test_scenes_check_cache_check_train(tmp_path):
     run(*train, "--output_dir", tmp_path, "--exp_name", "pictures")
     for name in ("cached", "pictures"):
         assert (tmp_path / name / "jointdit_addons.safetensors").is_file()
+
+
+def as_released(source: Layout, target: Path) -> None:
+    """Write a cache of ours in the released code's form."""
+    pairs = CachedPairs(Path(source.root), depth_transform="none")
+    for index in range(len(pairs.names)):
+        name, pair = pairs.read(index)
+        kinds = {
+            "image_latents": pair.rgb_Chw,
+            "depth_latents": pair.depth_Chw,
+            "clip_latents": pair.text.pooled_BD,
+            "t5_latents": pair.text.tokens_BLD,
+        }
+        for kind, tensor in kinds.items():
+            (target / kind).mkdir(parents=True, exist_ok=True)
+            torch.save(tensor, target / kind / f"{name}.pt")
+    (target / "depth_transform.json").write_text('{"depth_transform": "none"}')
+
+
+@pytest.mark.slow
+def test_an_imported_cache_trains_and_broken_ones_are_refused_by_both(tmp_path):
+    data, old, new = tmp_path / "data", tmp_path / "old", tmp_path / "new"
+    run("-m", "dataset.make_scenes", "--output", data, "--count", "4", "--size", "32")
+    run("-m", "dataset.preprocess_step2", "--image_folder", data)
+    as_released(Layout(data), old)
+    run("-m", "dataset.import_released", "--cache", old, "--output", new)
+    train = ["train.py", "--max_train_steps", "1", "--output_dir", tmp_path, "--prompt_folder", tmp_path]
+    cached = ["--image_folder", new, "--is_latent_training"]
+    look = ["-m", "dataset.check", "--sheet_samples", "0"]
+    for flags, run_status, check_status in (([], 2, 1), (["--trust_cache"], 0, 0)):
+        run(*look, *cached, *flags, expected=check_status)
+        run(*train, *cached, *flags, expected=run_status)
+    same = [CachedPairs(folder, depth_transform="none").read(0)[1] for folder in (data, new)]
+    assert torch.equal(same[0].depth_Chw, same[1].depth_Chw)
+    assert torch.equal(same[0].text.tokens_BLD, same[1].text.tokens_BLD)
+    stamp = stamp_of(read_meta(Layout(new).cache_meta, flag="--image_folder"))
+    for path in Layout(new).cache.glob("*.safetensors"):
+        pair = read_pair(path, stamp=stamp)
+        write_pair(path, replace(pair, depth_Chw=pair.depth_Chw / 0), dtype=torch.float32, stamp=stamp)
+    run(*look, *cached, "--trust_cache", expected=1)
+    run(*train, *cached, "--trust_cache", expected=2)
+    for path in Layout(data).depthmaps.glob("*.npy"):
+        np.save(path, np.zeros((32, 32), dtype=np.float32))
+    pictures = ["--image_folder", data]
+    run(*look, *pictures, "--no_is_latent_training", expected=1)
+    run(*train, *pictures, expected=2)
 
 
 @pytest.mark.slow
