@@ -62,8 +62,8 @@ def claim_sizes(layout: Layout, flags: dict[str, Any]) -> None:
     for name, value in flags.items():
         if found.get(name) != value:
             raise UserError(
-                f"--{name} {value}: the pictures in {layout.processed_images} were made with {found.get(name)}; use the "
-                f"same, or begin anew by removing {path.name} and the folders {PROCESSED_IMAGES} and {DEPTHMAPS} there"
+                f"--{name} {value}: the pictures in {layout.processed_images} were made with {found.get(name)}; use "
+                f"the same, or begin anew by removing {path.name} and the folders {PROCESSED_IMAGES} and {DEPTHMAPS}"
             )
 
 
