@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,7 @@ def map_in_workers(
 
 def _begin_worker() -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent ends its workers
     logging.getLogger().addHandler(logging.NullHandler())  # what the parent says isn't said again by each worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

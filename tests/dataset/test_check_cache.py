@@ -11,6 +11,7 @@ from dataset.cache import CachedPair, read_meta, read_pair, stamp_of, write_pair
 from dataset.check import CheckArgs, check_folder
 from dataset.check_report import Report
 from dataset.layout import Layout
+from dataset.shards import write_shard
 from dataset.training_data import open_training_data
 from library.args import parse
 from library.data_order import DataOrder, MicroBatches
@@ -181,3 +182,29 @@ def test_a_cache_alone_is_judged_as_a_cache(tmp_path):
     write_cache(tmp_path)
     report = check_folder(parse(["--image_folder", str(tmp_path)], CheckArgs))
     assert report.would_run and len(report.verdicts) == 1 and report.figures()["counts"]["cached"] == 8
+
+
+def test_a_cache_without_text(tmp_path):
+    layout = write_cache(tmp_path)
+    retell(layout, {"text": False})
+    for name in NAMES:
+        pair = replace(read_pair(layout.cached(name), stamp=stamp(layout)), text=None, captions=("a red ball",))
+        write_pair(layout.cached(name), pair, dtype=torch.float32, stamp=stamp(layout))
+    report = check(tmp_path)
+    assert report.would_run and found(report) == {}
+    assert any(line.endswith("8 (without text)") for line in report.lines())
+
+
+def test_shards_are_read_and_a_foreign_one_is_refused(tmp_path):
+    layout = write_cache(tmp_path)
+    samples = {name: (layout.cached(name).read_bytes(), 4, 4) for name in NAMES}
+    for name in NAMES:
+        layout.cached(name).unlink()
+    write_shard(layout, 0, samples, stamp=stamp(layout))
+    report = check(tmp_path)
+    assert report.would_run and report.figures()["counts"]["cached"] == len(NAMES)
+    write_shard(layout, 0, samples, stamp="another")
+    report = check(tmp_path)
+    assert "its shard was made by other models or settings" in report.verdicts[0].reasons[0]
+    with pytest.raises(UserError, match="its shard was made by other models"):
+        train(tmp_path)
