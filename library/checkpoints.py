@@ -28,6 +28,7 @@ _FREE = {
     "max_data_loader_n_workers",
     "persistent_data_loader_workers",
     "max_bad_samples",
+    "trust_cache",
     "max_loss_factor",
     "prompt_folder",
     "evaluation_prompts",
@@ -37,6 +38,7 @@ _FREE = {
     "checkpoint_every",
 }
 _ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")  # the others depend on the number of steps
+STEP_ADDONS = "jointdit_addons_step_"
 # Switches of the method, told in the add-ons' header beside weighting, ranks and the released settings.
 SWITCHES = (
     "timestep_sampling",
@@ -140,6 +142,19 @@ class Checkpoints:
                     )
         self.accelerator.wait_for_everyone()
         return path
+
+    def save_step_addons(self, step: int) -> None:
+        """Write the add-ons of a step, and delete those of earlier steps that `--save_last_n_addons` doesn't keep."""
+        self.save_addons(f"{STEP_ADDONS}{step:06d}", step)
+        if self.accelerator.is_main_process and self.args.save_last_n_addons is not None:
+            files = {
+                int(path.stem.removeprefix(STEP_ADDONS)): path for path in self.folder.glob(f"{STEP_ADDONS}*.json")
+            }
+            for _, side_car in sorted(item for item in files.items() if item[0] <= step)[
+                : -self.args.save_last_n_addons
+            ]:
+                side_car.with_suffix(".safetensors").unlink(missing_ok=True)
+                side_car.unlink()
 
     def require_finite(self, step: int) -> None:
         """Refuse to save weights that are broken: the newest state shall be a good one."""

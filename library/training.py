@@ -323,7 +323,7 @@ class Trainer:
         args = self.args
         if not self.is_due(steps=args.save_every_n_steps, epochs=args.save_every_n_epochs):
             return
-        self.checkpoints.save_addons(f"jointdit_addons_step_{self.step:06d}", self.step)
+        self.checkpoints.save_step_addons(self.step)
         if args.save_state and self.step < self.total:
             self.checkpoints.save_state(self.step)
 

@@ -161,6 +161,9 @@ class OutputArgs(Flags):
     save_precision: str = flag("bf16", help="precision of the saved add-ons", choices=tuple(PRECISIONS))
     save_state: bool = flag(False, help="save, with every add-ons file, what resuming needs (state_step_N)")
     save_last_n: int | None = flag(None, help="keep only the newest n states", minimum=1)
+    save_last_n_addons: int | None = flag(
+        None, help="keep only the newest n add-ons files of the steps between; the last one always stays", minimum=1
+    )
     resume: str | None = flag(
         None, help="go on from a state folder, or from the experiment's latest", metavar="PATH|latest"
     )

@@ -59,6 +59,7 @@ def test_sums_of_memory():
         "plain AdamW takes": 2 * frozen + 16 * trained,
         "recipe above": 2 * frozen + 2 * trained + 2 * largest + adafactor,
         "optimizer, schedule, running average. A state of FLUX.1-dev with AdamW takes": 12 * trained,
+        "an add-ons file takes": 2 * trained,
     }
     text = " ".join(PAGE.split())
     for words, size in sums.items():

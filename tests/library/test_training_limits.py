@@ -180,3 +180,11 @@ def test_a_stop_request_ends_previews_too(folder, monkeypatch, caplog):
     assert "Previews of step 2 are left unfinished: asked to stop" in caplog.messages
     assert [path.name for path in (experiment / "sample" / "steps_2").glob("*.png")] == ["prompt_00001.png"]
     assert (experiment / "state_step_00000002").is_dir() and not (experiment / "jointdit_addons.safetensors").exists()
+
+
+def test_addons_of_the_steps_between_are_bounded(folder):
+    more = ("--save_every_n_steps", "1", "--save_last_n_addons", "2", "--max_train_steps", "4")
+    experiment = run(folder, "bounded", *more)
+    names = {path.name for path in experiment.iterdir() if path.suffix in (".safetensors", ".json")}
+    kept = ("jointdit_addons_step_000003", "jointdit_addons_step_000004", "jointdit_addons")
+    assert names == {f"{name}.{ending}" for name in kept for ending in ("safetensors", "json")}
