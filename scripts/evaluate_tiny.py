@@ -9,33 +9,31 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED, SceneBatch, render_batch
-from dataset.synthetic.palette import PALETTE, nearest_colour
+from dataset.evaluation_scenes import (
+    RENDER_WORK,
+    color_finder,
+    held_out_scenes,
+    shape_finder,
+    statistics_file,
+    training_statistics,
+)
+from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED
 from library.args import Flags, flag, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
-from library.evaluation.baselines import PatchPCA, PatchStatistics
-from library.evaluation.colors import ColorFinder, Palette
 from library.evaluation.embedded import GROUPS, Setting, measure, work
 from library.evaluation.generation import load_batched_model
 from library.evaluation.progress import Progress
 from library.evaluation.report import compared, markdown_table, missed, text_table
-from library.evaluation.scene_set import SceneSet, SeenObject
-from library.files import save_tensors, write_json, write_text
-from library.modality import normalize_disparity
-from library.weight_paths import embedded_files
+from library.files import write_json, write_text
+from library.weight_paths import embedded_files, find_addons
 
-TRAINING_SEED = 0
-RENDERED_AT_ONCE = 32
-RENDER_WORK = 3.0  # one scene, told in transformer calls, for the time left
+BASELINES = {"set", "autoencoder"}  # groups of measures with baselines from training scenes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +46,9 @@ class EvaluateArgs(Flags):
     compare: Path | None = flag(None, help="an earlier --json FILE to print the figures against", metavar="FILE")
     model_folder: Path | None = flag(
         None, help="folder with the embedded model's file names (otherwise assets/tiny)", metavar="FOLDER"
+    )
+    jointdit_addons_path: Path | None = flag(
+        None, help="other add-ons than that folder's, or their folder", metavar="PATH"
     )
     measures: tuple[str, ...] = flag(tuple(GROUPS), help="groups of measures to make", choices=tuple(GROUPS))
     batch: int = flag(32, help="samples at a time", minimum=1)
@@ -75,7 +76,9 @@ def main() -> None:
     threads = set_threads(args.num_threads)
     earlier = read_figures(args.compare) if args.compare else {}
     paths = embedded_files(folder=args.model_folder)
-    training_scenes = args.training_scenes or min(2000, 16 * args.scenes)
+    if args.jointdit_addons_path is not None:
+        paths |= {"jointdit_addons_path": find_addons(args.jointdit_addons_path)}
+    training_scenes = args.training_scenes or (min(2000, 16 * args.scenes) if BASELINES & set(args.measures) else 1)
     cached = statistics_file(training_scenes, args.size)
     rendered = args.scenes + (0 if cached.exists() else training_scenes)
     size_of_work = work(args.measures, scenes=args.scenes, steps=args.steps, depth_steps=args.depth_steps)
@@ -88,7 +91,8 @@ def main() -> None:
     setting = Setting(
         scenes=held_out_scenes(args.scenes, size=args.size, mean_map_hw=mean_map_hw, progress=progress),
         model=model,
-        colors=ColorFinder(Palette(albedo=PALETTE, nearest=nearest_colour)),
+        colors=color_finder(),
+        shapes=shape_finder(),
         pca=pca,
         progress=progress,
         steps=args.steps,
@@ -139,67 +143,6 @@ def read_figures(path: Path) -> dict[str, float]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--compare {path}: can't be read as a result of this command ({error})") from None
-
-
-def held_out_scenes(count: int, *, size: int, mean_map_hw: Tensor, progress: Progress) -> SceneSet:
-    """Render the first `count` held-out scenes."""
-    progress.begin("held-out scenes")
-    parts = list(rendered_batches(HELD_OUT_SEED, count, size=size, progress=progress))
-    return SceneSet(
-        rgb_N3hw=torch.cat([part.rgb_B3hw for part in parts]),
-        disparity_Nhw=torch.cat([normalize_disparity(part.disparity_Bhw) for part in parts]),
-        metric_Nhw=torch.cat([part.metric_Bhw for part in parts]),
-        captions=[caption for part in parts for caption in part.captions],
-        objects=[objects for part in parts for objects in seen_objects(part)],
-        mean_map_hw=mean_map_hw,
-    )
-
-
-def seen_objects(batch: SceneBatch) -> list[list[SeenObject]]:
-    """Return each scene's visible objects."""
-    return [
-        [
-            SeenObject(color=item["colour"], mask_hw=ids_hw == place, named=item["named"])
-            for place, item in enumerate(record["objects"])
-            if item["visible_pixels"]
-        ]
-        for record, ids_hw in zip(batch.records, batch.ids_Bhw, strict=True)
-    ]
-
-
-def training_statistics(count: int, *, size: int, progress: Progress) -> tuple[PatchPCA, Tensor]:
-    """Return the linear PCA of patches (pictures and disparity alike) and the mean disparity map of training scenes.
-
-    Kept in outputs/evaluation/, since rendering takes a while and the result never changes.
-    """
-    path = statistics_file(count, size)
-    if not path.exists():
-        progress.begin("training scenes")
-        statistics, total_hw = PatchStatistics(), torch.zeros(size, size, dtype=torch.float64)
-        for part in rendered_batches(TRAINING_SEED, count, size=size, progress=progress):
-            disparity_Bhw = normalize_disparity(part.disparity_Bhw)
-            statistics.add(part.rgb_B3hw)
-            statistics.add(disparity_Bhw[:, None].expand(-1, 3, -1, -1))
-            total_hw += disparity_Bhw.sum(0, dtype=torch.float64)
-        pca = statistics.fit()
-        mean_map_hw = (total_hw / count).float()
-        save_tensors(path, {"mean_P": pca.mean_P, "basis_KP": pca.basis_KP, "mean_map_hw": mean_map_hw})
-    stored = load_file(path)
-    return PatchPCA(mean_P=stored["mean_P"], basis_KP=stored["basis_KP"]), stored["mean_map_hw"]
-
-
-def statistics_file(count: int, size: int) -> Path:
-    """Return where the statistics of training scenes are kept."""
-    folder = Path(__file__).resolve().parents[1] / "outputs" / "evaluation"
-    return folder / f"training_scenes_v{GENERATOR_VERSION}_{count}_{size}.safetensors"
-
-
-def rendered_batches(seed: int, count: int, *, size: int, progress: Progress) -> Iterator[SceneBatch]:
-    """Yield the first `count` scenes of a seed in batches."""
-    for start in range(0, count, RENDERED_AT_ONCE):
-        part = render_batch(seed, range(start, min(start + RENDERED_AT_ONCE, count)), size)
-        progress.advance(RENDER_WORK * len(part.captions))
-        yield part
 
 
 if __name__ == "__main__":

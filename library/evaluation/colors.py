@@ -19,6 +19,7 @@ Shapes: B batch, P palette colours, G light levels, h w pixels, R regions.
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,8 +135,8 @@ def _object_like(regions: Regions, *, pixels: int) -> Tensor:
     )
 
 
-def found_share(found: Sequence[Set[str]], wanted: Sequence[Set[str]]) -> float:
-    """Return the share of all wanted colours, over all pictures together, that were found in their picture."""
-    total = sum(len(colors) for colors in wanted)
+def found_share(found: Sequence[Set[Any]], wanted: Sequence[Set[Any]]) -> float:
+    """Return the share of all wanted words, over all pictures together, that were found in their picture."""
+    total = sum(len(words) for words in wanted)
     hits = sum(len(have & want) for have, want in zip(found, wanted, strict=True))
     return hits / total if total else float("nan")

@@ -61,7 +61,7 @@ def _draw_one(plot: Plot) -> Image.Image:
         pen.text((place(x, 0)[0], SCALE * (HEIGHT - BOTTOM + 6)), f"{x:g}", fill=INK, font=font, anchor="mt")
     pen.text((SCALE * WIDTH / 2, SCALE * (HEIGHT - 6)), plot.x_label, fill=INK, font=font, anchor="mb")
     pen.text((SCALE * LEFT, SCALE * 4), plot.title, fill=INK, font=font, anchor="lt")
-    at = SCALE * LEFT
+    at = float(SCALE * LEFT)
     for (name, points), color in zip(plot.curves.items(), COLORS, strict=False):
         line = [place(x, y) for x, y in sorted(points)]
         pen.line(line, fill=color, width=2 * SCALE)

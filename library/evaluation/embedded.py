@@ -20,6 +20,11 @@ repeats):
 - `color_words`: share of the colours of objects named in the captions that are found in the jointly generated
   pictures; beside it the same against the next scene's caption (chance), in true renders through the autoencoder
   (ceiling), and how many of the next caption's colours a scene truly has, which no test can go below (overlap).
+- `shape_words`: the same for coloured solids ("red cone"), as `library/evaluation/shapes.py` finds them; beside it
+  also its own accuracy on true renders: the share of named ones it finds, and of what it finds the share that is there.
+- `feature_distance_*`: the Frechet distance of jointly generated pictures to true ones over that of two halves of true
+  ones, in the inner features of the same network (`library/evaluation/feature_distance.py`); beside it the same for
+  true renders through the autoencoder.
 
 A shuffled pair is a sample and its successor in the cyclic order. A pair whose reference has fewer than 1 % usable
 pixels (an all-far map) counts as AbsRel 1 in every measure of generated depth, so that failing can't be a way out.
@@ -32,7 +37,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,9 +45,11 @@ from torch import Tensor
 from library.evaluation.alignment import DepthRange
 from library.evaluation.baselines import PatchPCA, constant_map, luminance_map, repeated_map
 from library.evaluation.colors import ColorFinder, Palette, found_share
+from library.evaluation.feature_distance import FeatureDistance, feature_distance
 from library.evaluation.metrics import DepthProtocol, mean_scores, psnr, shuffled
 from library.evaluation.progress import Progress
 from library.evaluation.scene_set import SceneSet
+from library.evaluation.shapes import Pair
 
 DEPTH_PROTOCOL = DepthProtocol(alignment="affine_disparity", depth_range=DepthRange(low=0.1, high=20))
 REFERENCE_MIN_DISPARITY = 0.05  # below it 1/d is mostly noise; 1/0.05 is the far end of the depth range too
@@ -50,6 +57,7 @@ LATENT_NOISE = 0.1  # of the latents' standard deviation
 HUE_MIN_PIXELS = 50
 TIMED_STEPS = 20
 TIMED_RUNS = 3
+Word = TypeVar("Word")  # a colour, or a colour and a solid
 
 
 class Answers(Protocol):
@@ -79,6 +87,18 @@ class Answers(Protocol):
         ...
 
 
+class Shapes(Protocol):
+    """What finds coloured solids in pictures and describes pictures by features (`shapes.ShapeFinder`)."""
+
+    def find(self, rgb_B3hw: Tensor) -> list[set[Pair]]:
+        """Return for each picture in [0, 1] the (colour, solid) pairs seen in it."""
+        ...
+
+    def features(self, rgb_B3hw: Tensor) -> Tensor:
+        """Return features of each picture in [0, 1], (B, F)."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """Everything that a group of measures may use."""
@@ -86,6 +106,7 @@ class Setting:
     scenes: SceneSet
     model: Answers
     colors: ColorFinder
+    shapes: Shapes
     pca: PatchPCA
     progress: Progress
     steps: int = 12
@@ -93,7 +114,7 @@ class Setting:
 
 
 def measure_set(setting: Setting) -> dict[str, float]:
-    """Measure how hard the scenes are: depth baselines that look at no model, and what is in the scenes."""
+    """Measure how hard the scenes are: depth baselines that look at no model, what is in the scenes, what is found."""
     scenes = setting.scenes
     baselines = {
         "constant": constant_map(scenes.rgb_N3hw),
@@ -104,11 +125,16 @@ def measure_set(setting: Setting) -> dict[str, float]:
     for name, pred_Nhw in baselines.items():
         values |= _depth_values(pred_Nhw, scenes.metric_Nhw, suffix=f"_{name}")
     named, seen = scenes.named_colors(), scenes.seen_colors()
+    named_shapes, seen_shapes = scenes.named_shapes(), scenes.seen_shapes()
+    found_shapes = setting.shapes.find(scenes.rgb_N3hw)
     large = [sum(item.pixels >= HUE_MIN_PIXELS for item in objects) for objects in scenes.objects]
     return values | {
         "median_objects": statistics.median(large),
         "colors": len(set().union(*seen)),
         "color_words_overlap": found_share(seen, _next(named)),
+        "shape_words_overlap": found_share(seen_shapes, _next(named_shapes)),
+        "shape_classifier_accuracy": found_share(found_shapes, named_shapes),
+        "shape_classifier_precision": found_share(seen_shapes, found_shapes),
     }
 
 
@@ -128,6 +154,8 @@ def measure_autoencoder(setting: Setting) -> dict[str, float]:
         "pca_psnr_depth": _mean(psnr(setting.pca.reconstruct(depth_N3hw).mean(1), scenes.disparity_Nhw)),
         "ae_hue_kept": hue_kept(rgb_N3hw, scenes, setting.colors.palette),
         "color_words_ceiling": found_share(setting.colors.find(rgb_N3hw), scenes.named_colors()),
+        "shape_words_ceiling": found_share(setting.shapes.find(rgb_N3hw), scenes.named_shapes()),
+        "feature_distance_ratio_ceiling": _distance_to_true(setting, rgb_N3hw).ratio,
         **_depth_values(disparity_Nhw, scenes.metric_Nhw, suffix="_autoencoder"),
     }
 
@@ -150,23 +178,31 @@ def measure_depth_to_image(setting: Setting) -> dict[str, float]:
         "d2i_absrel_shuffled": chance,
         "d2i_ratio": _ratio(own, chance),
         "d2i_color_words": found_share(setting.colors.find(rgb_N3hw), scenes.named_colors()),
+        "d2i_shape_words": found_share(setting.shapes.find(rgb_N3hw), scenes.named_shapes()),
     }
 
 
 def measure_joint(setting: Setting) -> dict[str, float]:
-    """Measure whether picture and depth generated together agree, and whether the picture has the prompt's colours."""
+    """Measure whether picture and depth generated together agree, and whether the picture shows the prompt."""
     scenes, model = setting.scenes, setting.model
     rgb_N3hw, disparity_Nhw = model.generate_jointly(scenes.captions, steps=setting.steps)
     again_Nhw = model.estimate_depth(rgb_N3hw, steps=setting.depth_steps, purpose="joint again")
     depth_Nhw = reference_depth(again_Nhw)
     own, chance = absrel(disparity_Nhw, depth_Nhw), absrel(disparity_Nhw, shuffled(depth_Nhw))
     found, named = setting.colors.find(rgb_N3hw), scenes.named_colors()
+    found_shapes, named_shapes = setting.shapes.find(rgb_N3hw), scenes.named_shapes()
+    distance = _distance_to_true(setting, rgb_N3hw)
     return {
         "joint_absrel": own,
         "joint_absrel_shuffled": chance,
         "joint_ratio": _ratio(own, chance),
         "color_words": found_share(found, named),
         "color_words_shuffled": found_share(found, _next(named)),
+        "shape_words": found_share(found_shapes, named_shapes),
+        "shape_words_shuffled": found_share(found_shapes, _next(named_shapes)),
+        "feature_distance_generated": distance.generated,
+        "feature_distance_real": distance.real,
+        "feature_distance_ratio": distance.ratio,
     }
 
 
@@ -238,7 +274,12 @@ def _depth_values(pred_Nhw: Tensor, metric_Nhw: Tensor, *, suffix: str = "") -> 
     return {f"depth_{name}{suffix}": value for name, value in mean_scores(scores).items()}
 
 
-def _next(items: list[set[str]]) -> list[set[str]]:
+def _distance_to_true(setting: Setting, rgb_N3hw: Tensor) -> FeatureDistance:
+    """Return the distance of pictures to the scenes' true pictures."""
+    return feature_distance(setting.shapes.features(rgb_N3hw), setting.shapes.features(setting.scenes.rgb_N3hw))
+
+
+def _next(items: list[set[Word]]) -> list[set[Word]]:
     """Return the items shifted by one, the pairing that `shuffled` makes of tensors."""
     return items[1:] + items[:1]
 

@@ -111,6 +111,23 @@ MEASURES: tuple[Measure, ...] = (
         must=(at_most(0.4),),
     ),
     Measure(
+        key="shape_words",
+        label="prompt's coloured solids found in the picture",
+        beside=("shape_words_shuffled", "shape_words_overlap", "shape_words_ceiling"),
+        must=(at_least(0.7),),
+    ),
+    Measure(
+        key="shape_classifier_accuracy",
+        label="the same test on true pictures (the classifier's own accuracy)",
+        beside=("shape_classifier_precision",),
+    ),
+    Measure(
+        key="feature_distance_ratio",
+        label="generated to true pictures, distance of features over that of two true halves",
+        beside=("feature_distance_generated", "feature_distance_real", "feature_distance_ratio_ceiling"),
+        digits=2,
+    ),
+    Measure(
         key="seconds_20_joint_steps",
         label="20 joint steps of one pair, seconds",
         beside=("threads",),

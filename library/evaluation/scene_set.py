@@ -11,9 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeenObject:
-    """One object of a scene that can be seen: its palette colour, where it is, whether the caption names it."""
+    """One object of a scene that can be seen: its colour, its solid, where it is, whether the caption names it."""
 
     color: str
+    shape: str
     mask_hw: Tensor
     named: bool
 
@@ -59,3 +60,11 @@ class SceneSet:
     def seen_colors(self) -> list[set[str]]:
         """Return for each scene the colours of all its visible objects, named or not."""
         return [{item.color for item in seen} for seen in self.objects]
+
+    def named_shapes(self) -> list[set[tuple[str, str]]]:
+        """Return for each scene the (colour, solid) pairs that its caption names."""
+        return [{(item.color, item.shape) for item in seen if item.named} for seen in self.objects]
+
+    def seen_shapes(self) -> list[set[tuple[str, str]]]:
+        """Return for each scene the (colour, solid) pairs of all its visible objects, named or not."""
+        return [{(item.color, item.shape) for item in seen} for seen in self.objects]

@@ -31,7 +31,7 @@ def scenes() -> SceneSet:
         mask[10 + 8 * index : 26 + 8 * index, 14:34] = True
         rgb[index, :, mask] = torch.tensor(albedo).sqrt()[:, None]
         metric[index] = (2 + 6 * slants[index]).where(~mask, 1.5)
-        objects.append([SeenObject(color=name, mask_hw=mask, named=True)])
+        objects.append([SeenObject(color=name, shape="box", mask_hw=mask, named=True)])
     metric[:, :4] = math.inf
     disparity = (1 / metric) * 1.5
     return SceneSet(
@@ -75,6 +75,20 @@ class Collapsed(Oracle):
         return super().generate_jointly([self.known.captions[0]] * len(prompts), steps=steps)
 
 
+class KnownShapes:
+    """Knows what is in the true pictures, and takes any other for the one it is nearest to."""
+
+    def __init__(self, known: SceneSet) -> None:
+        self.known = known
+
+    def find(self, rgb_B3hw):
+        distance = (rgb_B3hw[:, None] - self.known.rgb_N3hw[None]).square().flatten(2).sum(-1)
+        return [self.known.seen_shapes()[place] for place in distance.argmin(1).tolist()]
+
+    def features(self, rgb_B3hw):
+        return rgb_B3hw.mean((2, 3))
+
+
 def measured(kind: type[Oracle]) -> dict[str, float]:
     known = scenes()
     statistics = PatchStatistics()
@@ -83,6 +97,7 @@ def measured(kind: type[Oracle]) -> dict[str, float]:
         scenes=known,
         model=kind(known),
         colors=ColorFinder(Palette(albedo=ALBEDO, nearest=nearest)),
+        shapes=KnownShapes(known),
         pca=statistics.fit(),
         progress=Progress(total=1),
     )
@@ -96,6 +111,10 @@ def test_an_oracle_is_perfect_and_chance_is_not():
     assert values["joint_absrel"] < 1e-5 and values["joint_ratio"] < 0.01
     assert values["color_words"] == values["color_words_ceiling"] == values["d2i_color_words"] == 1
     assert values["color_words_shuffled"] == values["color_words_overlap"] == 0
+    assert values["shape_words"] == values["shape_words_ceiling"] == values["d2i_shape_words"] == 1
+    assert values["shape_words_shuffled"] == values["shape_words_overlap"] == 0
+    assert values["shape_classifier_accuracy"] == values["shape_classifier_precision"] == 1
+    assert values["feature_distance_ratio"] == values["feature_distance_ratio_ceiling"] == pytest.approx(1)
     assert values["ae_hue_kept"] == 1
     assert values["ae_psnr_rgb"] == pytest.approx(120)
     assert values["ae_psnr_rgb_noise"] == pytest.approx(40, abs=0.1)
@@ -108,8 +127,8 @@ def test_a_collapsed_generator_fails_the_ratios():
     assert values["joint_absrel"] < 1e-5  # each pair agrees, but ...
     assert not values["joint_ratio"] <= 0.6  # ... no better than with any other
     assert values["d2i_ratio"] > 0.6
-    assert values["color_words"] == pytest.approx(1 / 3)
-    assert {"joint_ratio", "d2i_ratio", "color_words"} <= set(missed(values))
+    assert values["color_words"] == values["shape_words"] == pytest.approx(1 / 3)
+    assert {"joint_ratio", "d2i_ratio", "color_words", "shape_words"} <= set(missed(values))
 
 
 def test_every_row_of_the_table_is_measured():
