@@ -1,0 +1,219 @@
+"""Repeat the paper's ablation on the embedded model: python scripts/ablation.py --image_folder F --output FOLDER.
+
+Every arm is trained from the same base on the same data for as many steps, once for each seed, and measured on the same
+held-out scenes. Writes ablation.json and ablation.md into --output, anew after every run. Started again, it skips what
+has its figures and goes on with what was interrupted. The arms stand in library/evaluation/ablation.py.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dataset.layout import Layout
+from dataset.synthetic import GENERATOR_VERSION
+from library.args import Flags, flag, flag_values, parse
+from library.cli import run_main, say, set_threads
+from library.errors import UserError
+from library.evaluation.ablation import ARMS, Arm, report, summary
+from library.files import write_json, write_text
+from library.weight_paths import EMBEDDED, embedded_files
+
+ROOT = Path(__file__).resolve().parents[1]
+ADDONS = "jointdit_addons"
+MEASURES = ("depth", "depth_to_image", "joint")
+# The recipe of scripts/train_tiny.sh's joint stage; --train_flags overrides it.
+RECIPE = {
+    "train_batch_size": "16",
+    "learning_rate": "2e-3",
+    "optimizer_type": "adamw",
+    "optimizer_args": "weight_decay=0.01 betas=(0.9,0.99)",
+    "lr_scheduler": "cosine",
+    "ema_decay": "0.998",
+    "lora_rank": "64",
+    "vector_in_ranks": "64 64",
+    "txt_in_rank": "64",
+    "discrete_flow_shift": "3.1582",
+    "clean_flow_shift": "0.25",
+    "mixed_precision": "bf16",
+}
+# Flags of train.py that this command decides.
+OWN = {"output_dir", "exp_name", "output_name", "max_train_steps", "max_train_epochs", "seed", "weighting", "resume",
+       "save_state", "save_last_n", "unbalanced_sampling", "no_unbalanced_sampling", "image_folder"}  # fmt: skip
+# What must be the same when results are added to a folder; arms and seeds may be added.
+FIXED = ("image_folder", "base", "steps", "scenes", "sampling_steps", "depth_steps", "train_flags")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationArgs(Flags):
+    """The ablation."""
+
+    image_folder: Path = flag(
+        Path("outputs/tiny/scenes"),
+        help="prepared folder of training scenes; its cache, where there is one, spares the encoding",
+        metavar="FOLDER",
+    )
+    base: Path = flag(EMBEDDED, help="folder with the frozen parts under the embedded model's names", metavar="FOLDER")
+    output: Path = flag(Path("outputs/ablation"), help="folder of runs, figures and tables", metavar="FOLDER")
+    arms: tuple[str, ...] = flag(tuple(ARMS), help="arms to train and measure", choices=tuple(ARMS))
+    seeds: int = flag(3, help="runs of each arm, with the seeds 1, 2, ...", minimum=1)
+    steps: int = flag(1000, help="optimizer steps of each run", minimum=1)
+    scenes: int = flag(256, help="held-out scenes to measure on", minimum=2)
+    sampling_steps: int = flag(12, help="steps of joint generation and depth to image when measuring", minimum=1)
+    depth_steps: int = flag(8, help="steps of depth estimation when measuring", minimum=1)
+    train_flags: tuple[str, ...] = flag(
+        (), help="flags of train.py to change in every run: NAME=VALUE, or NAME of a switch", metavar="NAME=VALUE"
+    )
+    device: str = flag("auto", help="where to compute; auto takes CUDA, then the CPU", choices=("auto", "cuda", "cpu"))
+    num_threads: int = flag(0, help="CPU threads; 0 takes the cores this process may use", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.train_flags:
+            name = text.split("=")[0]
+            if not name.isidentifier():
+                raise UserError(f"--train_flags {text}: write NAME=VALUE without dashes, or NAME alone for a switch")
+            if name in OWN:
+                raise UserError(f"--train_flags {text}: the ablation sets {name} itself")
+
+    @property
+    def kind(self) -> str:
+        """Kind of device."""
+        return self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    """Read the flags, run every arm that has no figures yet, write the tables."""
+    args = parse(sys.argv[1:], AblationArgs, description=__doc__)
+    threads = set_threads(args.num_threads)
+    if not Layout(args.image_folder).processed_images.is_dir():
+        raise UserError(
+            f"--image_folder {args.image_folder}: no scenes there; make them with dataset/make_scenes.py and cache "
+            "them with dataset/preprocess_step2.py"
+        )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run in progress is told to stop
+    check_settings(args)
+    results: dict[str, dict[int, dict[str, float]]] = {}
+    for seed in range(1, args.seeds + 1):  # seed by seed: an interrupted ablation compares what it has
+        for name in args.arms:
+            figures = args.output / "figures" / f"{name}_seed{seed}.json"
+            if not figures.exists():
+                say(f"== {ARMS[name].label}, seed {seed}")
+                addons = train(args, name, seed, threads=threads)
+                evaluate(args, addons, figures, threads=threads)
+            results.setdefault(name, {})[seed] = json.loads(figures.read_text(encoding="utf-8"))
+            write_results(args, results)
+    say(f"{args.output / 'ablation.md'}")
+
+
+def check_settings(args: AblationArgs) -> None:
+    """Note what all runs share, and refuse a folder whose runs were made otherwise."""
+    path = args.output / "settings.json"
+    now = {name: value for name, value in flag_values(args).items() if name in FIXED}
+    now["generator_version"] = GENERATOR_VERSION
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in now if now[name] != before.get(name)]
+        if changed:
+            told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in changed)
+            raise UserError(f"--output {args.output}: holds runs made with {told}; give another folder")
+    write_json(path, now)
+
+
+def train(args: AblationArgs, name: str, seed: int, *, threads: int) -> Path:
+    """Train one arm, or go on with it, and return its add-ons file."""
+    run = args.output / "runs" / f"{name}_seed{seed}"
+    addons = run / f"{ADDONS}.safetensors"
+    if not addons.exists():
+        call(*train_command(args, ARMS[name], run=run, seed=seed, threads=threads))
+        if not addons.exists():
+            raise UserError(f"--output {args.output}: {run.name} was stopped before its end; start again to go on")
+    for state in run.glob("state_step_*"):
+        shutil.rmtree(state)
+    return addons
+
+
+def train_command(args: AblationArgs, arm: Arm, *, run: Path, seed: int, threads: int) -> list[str]:
+    """Return the command line that trains an arm."""
+    frozen = embedded_files(("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae"), folder=args.base)
+    values = {
+        **RECIPE,
+        "lr_warmup_steps": str(min(100, args.steps // 10)),
+        "save_every_n_steps": str(max(1, args.steps // 4)),
+        "device": args.kind,
+        "num_threads": str(threads),
+    }
+    switches = ["is_latent_training"] if Layout(args.image_folder).cache_meta.exists() else []
+    for text in args.train_flags:
+        name, equals, value = text.partition("=")
+        values.pop(name, None)
+        if equals:
+            values[name] = value
+        else:
+            switches.append(name)
+    own = {
+        "image_folder": args.image_folder,
+        **frozen,
+        "output_dir": run.parent,
+        "exp_name": run.name,
+        "output_name": ADDONS,
+        "max_train_steps": args.steps,
+        "seed": seed,
+        "weighting": arm.weighting,
+        "save_last_n": 1,
+        "resume": "latest",
+    }
+    switches += ["save_state", "unbalanced_sampling" if arm.unbalanced else "no_unbalanced_sampling"]
+    command = ["train.py"]
+    for name, value in values.items():
+        command += [f"--{name}", *value.split()]
+    for name, value in own.items():
+        command += [f"--{name}", str(value)]
+    return command + [f"--{name}" for name in switches]
+
+
+def evaluate(args: AblationArgs, addons: Path, figures: Path, *, threads: int) -> None:
+    """Measure one arm's add-ons into a JSON file."""
+    call(
+        "scripts/evaluate_tiny.py",
+        *("--model_folder", str(args.base), "--jointdit_addons_path", str(addons), "--json", str(figures)),
+        *("--measures", *MEASURES, "--scenes", str(args.scenes), "--device", args.kind),
+        *("--steps", str(args.sampling_steps), "--depth_steps", str(args.depth_steps), "--num_threads", str(threads)),
+    )
+
+
+def call(script: str, *arguments: str) -> None:
+    """Run one of this project's commands to its end, telling it to stop where this one is."""
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments])
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    if status:
+        raise UserError(f"{script}: failed with status {status}; the reason stands above")
+
+
+def write_results(args: AblationArgs, results: dict[str, dict[int, dict[str, float]]]) -> None:
+    """Write the figures so far as JSON and as Markdown."""
+    first = next(iter(next(iter(results.values())).values()))
+    facts = (
+        f"Each run: {args.steps} steps from the same base ({args.base.name}), trained on {args.image_folder.name}; "
+        f"{' '.join(args.train_flags) or 'the recipe of scripts/ablation.py'}. Measured on {args.scenes} held-out "
+        f"scenes of generator version {GENERATOR_VERSION}, {args.sampling_steps} steps ({args.depth_steps} for depth), "
+        f"on {args.kind}, {first['machine']}. Mean ± standard deviation over seeds. Depth of generated pictures is "
+        "estimated by the same arm's model, so that an arm that is bad at depth is bad there too."
+    )
+    settings = flag_values(args) | {"recipe": RECIPE, "generator_version": GENERATOR_VERSION}
+    write_json(args.output / "ablation.json", {"settings": settings, **summary(results)})
+    write_text(args.output / "ablation.md", report(results, facts=facts))
+
+
+if __name__ == "__main__":
+    run_main(main)

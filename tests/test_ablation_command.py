@@ -1,0 +1,107 @@
+"""scripts/ablation.py: what it runs for an arm, what it refuses, and a rehearsal of the whole."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dataset.layout import Layout
+from library.args import parse
+from library.errors import UserError
+from library.evaluation.ablation import ARMS
+from library.training_args import TrainingArgs
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from ablation import OWN, AblationArgs, check_settings, train_command  # noqa: E402
+
+
+def arguments(tmp_path, **changes):
+    return AblationArgs(**({"image_folder": tmp_path / "scenes", "output": tmp_path / "out"} | changes))
+
+
+def trained_with(args, name="both", seed=2):
+    """Return what train.py reads from an arm's command line."""
+    command = train_command(args, ARMS[name], run=args.output / "runs" / name, seed=seed, threads=1)
+    assert command[0] == "train.py"
+    return parse(command[1:], TrainingArgs)
+
+
+def test_arms_differ_in_the_method_alone(tmp_path):
+    args = arguments(tmp_path, steps=200)
+    told = {name: trained_with(args, name) for name in ARMS}
+    for name, arm in ARMS.items():
+        assert (told[name].weighting, told[name].unbalanced_sampling) == (arm.weighting, arm.unbalanced)
+        same = replace(told[name], weighting="none", unbalanced_sampling=True, exp_name="same")
+        assert same == replace(told["both"], weighting="none", unbalanced_sampling=True, exp_name="same")
+
+
+def test_runs_can_be_resumed_and_use_the_cache_where_there_is_one(tmp_path):
+    args = arguments(tmp_path, steps=200)
+    told = trained_with(args)
+    assert told.save_state and told.resume == "latest" and told.seed == 2 and told.max_train_steps == 200
+    assert not told.is_latent_training
+    meta = Layout(args.image_folder).cache_meta
+    meta.parent.mkdir(parents=True)
+    meta.touch()
+    assert trained_with(args).is_latent_training
+
+
+def test_train_flags_win_over_the_recipe(tmp_path):
+    told = trained_with(arguments(tmp_path, train_flags=("learning_rate=1e-3", "vector_in_ranks=8 8", "no_flip_aug")))
+    assert told.learning_rate == 1e-3 and told.vector_in_ranks == (8, 8) and not told.flip_aug
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("--compile", "without dashes"), *((f"{name}=1", "sets .* itself") for name in sorted(OWN))]
+)
+def test_train_flags_that_cannot_be(tmp_path, text, reason):
+    with pytest.raises(UserError, match=f"--train_flags {text}: .*{reason}"):
+        arguments(tmp_path, train_flags=(text,))
+
+
+def test_a_folder_of_other_runs_is_refused(tmp_path):
+    check_settings(arguments(tmp_path, steps=3))
+    check_settings(arguments(tmp_path, steps=3, seeds=7, arms=("both",)))  # more runs of the same kind are welcome
+    with pytest.raises(UserError, match="holds runs made with steps 3, now 4"):
+        check_settings(arguments(tmp_path, steps=4))
+
+
+def run(*command):
+    """Run a command of this project; return (exit status, everything it said)."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_rehearsal_with_two_arms(tmp_path):
+    status, said = run("dataset/make_scenes.py", "--output", tmp_path / "scenes", "--count", 4, "--size", 64)
+    assert status == 0, said
+    command = (
+        *("scripts/ablation.py", "--image_folder", tmp_path / "scenes", "--output", tmp_path / "out"),
+        *("--arms", "neither", "both", "--seeds", 1, "--steps", 3, "--scenes", 8, "--num_threads", 1),
+        *("--sampling_steps", 2, "--depth_steps", 1, "--train_flags", "train_batch_size=2", "mixed_precision=no"),
+    )
+    status, said = run(*command)
+    assert status == 0, said
+    out = tmp_path / "out"
+    told = json.loads((out / "ablation.json").read_text())
+    assert set(told["arms"]) == {"neither", "both"}
+    assert {each["outcome"] for each in told["claims"]} == {"not decided"}
+    assert 0 < told["arms"]["both"]["mean"]["depth_absrel"] < 2
+    assert "Both techniques do better than neither" in (out / "ablation.md").read_text()
+    assert not list(out.glob("runs/*/state_step_*"))
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("figures/*")}
+    assert len(before) == 2
+    status, said = run(*command)  # everything is there
+    assert status == 0 and "==" not in said
+    assert {path: path.stat().st_mtime_ns for path in out.glob("figures/*")} == before
