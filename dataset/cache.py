@@ -8,6 +8,7 @@ Shape suffixes: B captions, L tokens, D width, C channels, h w latent rows and c
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -33,6 +34,13 @@ UNKNOWN = "unknown"  # in place of a model's fingerprint, where nobody knows whi
 
 _SMALL_FILE = 1 << 26  # bytes; hashed whole up to here, sampled beyond
 _PIECES, _PIECE = 256, 1 << 16
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # of cached tensors, as safetensors names them
 _REMEDY = "run the preprocessing step again, it makes only what is missing"
 
 
@@ -89,19 +97,18 @@ def pair_to_bytes(pair: CachedPair, *, dtype: torch.dtype, stamp: str) -> bytes:
     return safetensors.torch.save(tensors, metadata={"jointdit": json.dumps({"stamp": stamp})})
 
 
-def pair_from_bytes(content: bytes, *, where: str, stamp: str) -> CachedPair:
-    """Undo `pair_to_bytes`; `where` tells a person what is read, `stamp` is that of the cache.
+def pair_from_bytes(content: Tensor, *, where: str, stamp: str) -> CachedPair:
+    """Undo `pair_to_bytes` without copying; `where` tells a person what is read, `stamp` is that of the cache.
 
     Raises:
         BadSample: it is damaged or no cached sample.
         UserError: it was made by other models or settings than the rest of the cache.
     """
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        tensors = safetensors.torch.load(content)
-        found = json.loads(header.get("__metadata__", {}).get("jointdit", "{}")).get("stamp")
+        tensors, metadata = _views(content)
+        found = json.loads(metadata.get("jointdit", "{}")).get("stamp")
         captions = bytes(tensors["captions"].numpy()).decode() if "captions" in tensors else ""
-    except (SafetensorError, ValueError, OverflowError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise BadSample(f"{where}: damaged ({error}); delete it and {_REMEDY}") from None
     needed = ("image_latent", "depth_latent", *(("clip", "t5") if "t5" in tensors or not captions else ()))
     for name in needed:
@@ -119,6 +126,41 @@ def pair_from_bytes(content: bytes, *, where: str, stamp: str) -> CachedPair:
     )
 
 
+def _views(content: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Views of the tensors in a safetensors file's bytes, and its metadata: the library's own loaders copy twice."""
+    start = 8 + int.from_bytes(content[:8].numpy().tobytes(), "little")
+    header = json.loads(content[8:start].numpy().tobytes())
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name, entry in header.items():
+        low, high = (start + offset for offset in entry["data_offsets"])
+        if high > len(content):
+            raise ValueError(f"{len(content)} of {high} bytes are there")
+        tensors[name] = content[low:high].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+    return tensors, metadata
+
+
+def read_content(path: Path, *, where: str, offset: int = 0, length: int | None = None) -> Tensor:
+    """Read a file, or so many of its bytes, as uint8.
+
+    Raises:
+        BadSample: it is missing, too short or can't be read.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size if length is None else length
+            content = torch.empty(size, dtype=torch.uint8)
+            file.seek(offset)
+            read = file.readinto(content.numpy().data)
+    except FileNotFoundError:
+        raise BadSample(f"{where}: no such file; {_REMEDY}") from None
+    except OSError as error:
+        raise BadSample(f"{where}: can't be read ({error}); {_REMEDY}") from None
+    if read != size:
+        raise BadSample(f"{where}: cut short ({read} of {size} bytes); delete it and {_REMEDY}")
+    return content
+
+
 def write_pair(path: Path, pair: CachedPair, *, dtype: torch.dtype, stamp: str) -> None:
     """Write one cached sample as a file of its own, atomically."""
     with write_atomically(path) as temporary:
@@ -132,13 +174,8 @@ def read_pair(path: Path, *, stamp: str, flag: str = "--image_folder") -> Cached
         BadSample: the file is missing, damaged or no cached sample.
         UserError: it was made by other models or settings than the rest of the cache.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise BadSample(f"{flag} {path}: no such file; {_REMEDY}") from None
-    except OSError as error:
-        raise BadSample(f"{flag} {path}: can't be read ({error}); {_REMEDY}") from None
-    return pair_from_bytes(content, where=f"{flag} {path}", stamp=stamp)
+    where = f"{flag} {path}"
+    return pair_from_bytes(read_content(path, where=where), where=where, stamp=stamp)
 
 
 def latent_size(path: Path) -> tuple[int, int]:

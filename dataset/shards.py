@@ -6,18 +6,18 @@ exact. Shards are written one by one under a temporary name; the JSON file comes
 
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dataset.cache import FORMAT
+from torch import Tensor
+
+from dataset.cache import FORMAT, read_content
 from dataset.layout import Layout
 from dataset.sample_index import Row, scan
 from library.errors import UserError
 from library.files import write_atomically, write_json
-from library.loading import BadSample
 
 _SUFFIX = ".safetensors"
 _INDEX = re.compile(r"shard_(\d+)")
@@ -79,26 +79,15 @@ def shard_rows(number: int, samples: Mapping[str, Any]) -> Iterator[Row]:
         )
 
 
-def read_member(layout: Layout, row: Row, *, flag: str) -> tuple[bytes, str]:
-    """Read one sample's content from its shard or its own file; also say, for a person, where that is.
+def read_member(layout: Layout, row: Row, *, flag: str) -> tuple[Tensor, str]:
+    """Read one sample's bytes from its shard or its own file; also say, for a person, where that is.
 
     Raises:
         BadSample: the file is missing or too short.
     """
-    path = layout.cached(row.name) if row.shard < 0 else layout.shard(row.shard)
-    where = f"{flag} {path}" if row.shard < 0 else f"{flag} {path}, {row.name}"
-    try:
-        if row.shard < 0:
-            return path.read_bytes(), where
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            content = os.pread(descriptor, row.length, row.offset)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        raise BadSample(f"{where}: no such file; run the preprocessing step again") from None
-    except OSError as error:
-        raise BadSample(f"{where}: can't be read ({error})") from None
-    if len(content) < row.length:
-        raise BadSample(f"{where}: cut short; delete the shard and its .json and run the preprocessing step again")
-    return content, where
+    if row.shard < 0:
+        where = f"{flag} {layout.cached(row.name)}"
+        return read_content(layout.cached(row.name), where=where), where
+    path = layout.shard(row.shard)
+    where = f"{flag} {path}, {row.name}"
+    return read_content(path, where=where, offset=row.offset, length=row.length), where

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from library.errors import UserError
 from library.flux.text import TextFeatures, text_ids
@@ -81,6 +82,12 @@ def concatenate_text(texts: Sequence[TextFeatures]) -> TextFeatures:
     )
 
 
+def stack_text(texts: Sequence[TextFeatures]) -> TextFeatures:
+    """Join features of B = 1 each; in a reader process right into memory that it shares."""
+    rows = [text_tensors(text) for text in texts]
+    return TextFeatures(**{name: default_collate([row[name][0] for row in rows]) for name in rows[0]})
+
+
 def text_rows(text: TextFeatures, rows: slice) -> TextFeatures:
     """Pick samples of the batch axis."""
     return TextFeatures(**{name: value[rows] for name, value in text_tensors(text).items()})
@@ -105,7 +112,7 @@ def stack_same_size(tensors: Sequence[Tensor], names: Sequence[str], *, what: st
                 f"--image_folder: {what} of {names[0]} has shape {first} but that of {name} has {other}; "
                 "a batch needs one size"
             )
-    return torch.stack(list(tensors))
+    return default_collate(list(tensors))  # stacks, in a reader process right into memory that it shares
 
 
 def drop_text(text: TextFeatures, *, empty: TextFeatures, drop_B: Tensor) -> TextFeatures:
