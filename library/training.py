@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from library.average import RunningAverage
@@ -110,8 +111,10 @@ class Trainer:
                 "leave it away"
             )
         self.by_weight = make_weight_by_weight(args, accelerator, optimizer, self.trained)
-        # The model is on its device already, perhaps with some blocks left behind in CPU memory (--blocks_to_swap). One
-        # in parts exchanges its gradients itself: it must not be wrapped.
+        # The model is on its device already, perhaps with some blocks left behind in CPU memory (--blocks_to_swap): DDP
+        # has no business with what is frozen. A model in parts exchanges its gradients itself: it must not be wrapped.
+        frozen = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name not in self.trained]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
         self.model = accelerator.prepare_model(model, device_placement=False, evaluation_mode=args.shard_model)
         self.optimizer = accelerator.prepare(optimizer)
         self.empty = prompts.empty.to(accelerator.device)

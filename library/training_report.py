@@ -70,7 +70,7 @@ def estimate_memory(
     small one, and 4 bytes a weight for the running average.
     """
     own = {id(tensor) for tensor in trained}
-    held = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device == device]
+    held = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == device.type]
     on_device = [own_part(tensor) for tensor in held if id(tensor) not in own]
     trained = [own_part(tensor) for tensor in trained]
     sizes = [tensor.numel() * tensor.element_size() for tensor in trained]

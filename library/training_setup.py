@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.optim import Optimizer
 
@@ -55,7 +55,8 @@ def make_accelerator(args: TrainingArgs) -> Accelerator:
             )
     device = args.torch_device()
     precision = "bf16" if args.full_bf16 else args.mixed_precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # else every gradient is held twice
+    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[views])
     asked = processes_asked_for()
     if accelerator.num_processes < asked:
         raise UserError(
