@@ -8,7 +8,7 @@ import pytest
 import torch
 from nasty_pictures import noisy, saved
 from test_step1_pictures import report, run_step1, tree
-from tiny_networks import write_depth_anything, write_dpt, write_llava
+from tiny_networks import write_depth_anything, write_dpt, write_florence, write_llava
 
 from dataset.annotators.captions import Captioner
 from dataset.annotators.depth import DepthNetwork, network_size, resize_back, resize_for_network, to_disparity
@@ -164,6 +164,14 @@ def test_prompts_go_through_the_chat_template_unless_they_place_the_picture(netw
     assert chat.prompts == ["USER: <image> a red ball ASSISTANT:", "box <image> left"]
     (lines,) = chat.describe(noise(1))
     assert 1 <= len(lines) <= 2 and all("\n" not in line for line in lines)
+
+
+def test_networks_that_are_asked_for_a_task(tmp_path):
+    write_florence(tmp_path / "florence", seed=2)  # with most seeds it says nothing
+    captioner = Captioner(str(tmp_path / "florence"), max_new_tokens=6, device=CPU)
+    assert captioner.prompts == ["<DETAILED_CAPTION>"]
+    together = captioner.describe(noise(3))
+    assert together == [captioner.describe([each])[0] for each in noise(3)] and all(together)
 
 
 def test_the_whole_step(networks, pictures, monkeypatch):
