@@ -18,7 +18,7 @@ from library.jointdit.addons import AddonSettings, save_addons
 from library.jointdit.model import JointDiT
 from library.sharding import gathered, whole
 from library.training_args import PRECISIONS, DataArgs, RecipeArgs, TrainingArgs
-from library.training_state import Progress, resume_state, save_state, set_aside_later
+from library.training_state import LATEST, Progress, resume_state, save_state, set_aside_later
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ class Checkpoints:
                 f"--output_dir {self.args.output_dir} must be one folder that all machines share"
             )
         if self.accelerator.is_main_process:
-            set_aside_later(self.folder, step)
+            own = self.args.resume == LATEST or Path(self.args.resume).resolve().parent == self.folder.resolve()
+            set_aside_later(self.folder, step if own else -1)
         return step
 
     def save_state(self, step: int) -> Path:

@@ -31,7 +31,7 @@ from library.sharding import gathered, own_part, shared_like
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"state_step_(\d+)$")
-_NEWEST = "latest"
+LATEST = "latest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +122,7 @@ def resume_state(resume: str, progress: Progress, *, experiment: Path, recipe: M
     Raises:
         UserError: the path is no state, or no state is whole, or it was made with another recipe.
     """
-    if resume == _NEWEST:
+    if resume == LATEST:
         candidates = [path for _, path in reversed(list_states(experiment))]
     else:
         candidates = [Path(resume)]

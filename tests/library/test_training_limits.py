@@ -188,3 +188,35 @@ def test_addons_of_the_steps_between_are_bounded(folder):
     names = {path.name for path in experiment.iterdir() if path.suffix in (".safetensors", ".json")}
     kept = ("jointdit_addons_step_000003", "jointdit_addons_step_000004", "jointdit_addons")
     assert names == {f"{name}.{ending}" for name in kept for ending in ("safetensors", "json")}
+
+
+def test_a_damaged_newest_state_costs_its_steps_only(folder, caplog):
+    more = (
+        "--save_state",
+        "--save_every_n_steps",
+        "1",
+        "--save_last_n",
+        "2",
+        "--resume",
+        "latest",
+        "--ema_decay",
+        "0.9",
+    )
+    experiment = run(folder, "damaged", *more, "--max_train_steps", "3")
+    newest = experiment / "state_step_00000003"
+    (newest / "optimizer.safetensors").write_bytes((newest / "optimizer.safetensors").read_bytes()[:1000])
+    run(folder, "damaged", *more, "--max_train_steps", "4")
+    assert any(f"--resume {newest}: damaged" in message for message in caplog.messages)
+    assert (experiment / "set_aside_state_step_00000003").is_dir()
+    whole = run(folder, "undamaged", "--max_train_steps", "4", "--ema_decay", "0.9")
+    assert addons(experiment) == addons(whole)
+    assert [line["step"] for line in lines(experiment)] == [1, 2, 3, 4]
+
+
+def test_states_can_be_resumed_elsewhere(folder):
+    source = run(folder, "source", "--save_state", "--max_train_steps", "2")
+    other = run(folder, "elsewhere", "--save_state", "--max_train_steps", "2", "--text_dropout", "1")
+    state = source / "state_step_00000002"
+    run(folder, "elsewhere", "--save_state", "--max_train_steps", "3", "--resume", str(state))
+    assert addons(other) == addons(run(folder, "straight", "--max_train_steps", "3"))
+    assert {path.name for path in other.glob("*state*")} == {"set_aside_state_step_00000002", "state_step_00000003"}
