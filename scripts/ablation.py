@@ -26,7 +26,7 @@ from library.weight_paths import EMBEDDED, embedded_files
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDONS = "jointdit_addons"
-MEASURES = ("depth", "depth_to_image", "joint")
+MEASURES = ("set", "depth", "depth_to_image", "joint")
 # The recipe of scripts/train_tiny.sh's joint stage; --train_flags overrides it.
 RECIPE = {
     "train_batch_size": "16",
@@ -44,7 +44,8 @@ RECIPE = {
 }
 # Flags of train.py that this command decides.
 OWN = {"output_dir", "exp_name", "output_name", "max_train_steps", "max_train_epochs", "seed", "weighting", "resume",
-       "save_state", "save_last_n", "unbalanced_sampling", "no_unbalanced_sampling", "image_folder"}  # fmt: skip
+       "save_state", "save_last_n", "save_last_n_addons", "unbalanced_sampling", "no_unbalanced_sampling",
+       "image_folder"}  # fmt: skip
 # What must be the same when results are added to a folder; arms and seeds may be added.
 FIXED = ("image_folder", "base", "steps", "scenes", "sampling_steps", "depth_steps", "train_flags")
 
@@ -166,6 +167,7 @@ def train_command(args: AblationArgs, arm: Arm, *, run: Path, seed: int, threads
         "seed": seed,
         "weighting": arm.weighting,
         "save_last_n": 1,
+        "save_last_n_addons": 1,
         "resume": "latest",
     }
     switches += ["save_state", "unbalanced_sampling" if arm.unbalanced else "no_unbalanced_sampling"]
@@ -208,7 +210,9 @@ def write_results(args: AblationArgs, results: dict[str, dict[int, dict[str, flo
         f"{' '.join(args.train_flags) or 'the recipe of scripts/ablation.py'}. Measured on {args.scenes} held-out "
         f"scenes of generator version {GENERATOR_VERSION}, {args.sampling_steps} steps ({args.depth_steps} for depth), "
         f"on {args.kind}, {first['machine']}. Mean ± standard deviation over seeds. Depth of generated pictures is "
-        "estimated by the same arm's model, so that an arm that is bad at depth is bad there too."
+        "estimated by the same arm's model, so that an arm that is bad at depth is bad there too. An arm has learned "
+        f"depth where its AbsRel is below {first['depth_absrel_mean_map']:.4f}, that of the training scenes' mean map "
+        f"(a constant map's is {first['depth_absrel_constant']:.4f})."
     )
     settings = flag_values(args) | {"recipe": RECIPE, "generator_version": GENERATOR_VERSION}
     write_json(args.output / "ablation.json", {"settings": settings, **summary(results)})
