@@ -18,7 +18,6 @@ from dataset.layout import IMAGE_SUFFIXES, Layout
 from dataset.sources import Source, candidate_names
 from dataset.step1_report import LEFT_OUT, NOT_READ, READY, TOO_SMALL
 from library.errors import UserError
-from library.files import write_atomically
 from library.images import read_fitted, read_notes, read_rgb, write_noted_png
 from library.sizes import PIXELS_PER_TOKEN
 
@@ -194,10 +193,15 @@ class Intake:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with write_atomically(target) as temporary:
+    """Copy a file with its times and permissions, whole or not at all."""
+    temporary = target.with_name(f".copy.{os.getpid()}.tmp")  # the file's own name may be as long as names can be
+    try:
         shutil.copy2(source, temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _move(source: Path, target: Path) -> None:

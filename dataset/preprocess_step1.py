@@ -7,6 +7,7 @@ caption network `text_prompts/` from them. `step1.jsonl` says what became of eve
 run again at any time, and several processes (accelerate launch) share the work.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -125,7 +126,12 @@ def main() -> None:
     """Read the flags, run the step and say what came of it."""
     args = parse(sys.argv[1:], Step1Args, description="Make a training set of a folder of pictures")
     set_threads(args.num_threads)
-    summary = run(args)
+    try:
+        summary = run(args)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"--image_folder {args.image_folder}: {error.strerror}; make room and run it again") from None
     if summary is None:
         return
     report = Layout(args.image_folder).step1_report

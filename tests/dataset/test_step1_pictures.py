@@ -1,5 +1,6 @@
 """Step 1's pictures: of every kind of file what must become of it, and that none is ever lost."""
 
+import errno
 import json
 import os
 import re
@@ -15,9 +16,7 @@ from nasty_pictures import BLUE, CASES, GREEN, JPEG, PNG, READY, picture, saved
 from PIL import Image
 
 from dataset import preprocess_step1
-from dataset.intake import FitRule, TooSmall, aspect_buckets
 from dataset.layout import Layout
-from dataset.sources import base_name, belongs_to, candidate_names, list_sources
 from library.cli import run_main
 from library.errors import UserError
 
@@ -157,6 +156,40 @@ def test_originals(tmp_path, monkeypatch, how):
     assert originals(tmp_path) == {sha256(PNG).hexdigest(): 1}
 
 
+@pytest.mark.parametrize("how", ["move", "copy"])
+def test_originals_with_the_longest_names_and_odd_permissions(tmp_path, monkeypatch, how):
+    path = tmp_path / ("x" * 251 + ".png")
+    path.write_bytes(PNG)
+    path.chmod(0o440)
+    os.utime(path, (1e9, 1e9))
+    assert run_step1(tmp_path, "--resolution", "32", "--originals", how, monkeypatch=monkeypatch) == 0
+    stored = (tmp_path / "raw_images" / path.name).stat()
+    assert (stored.st_mode & 0o777, stored.st_mtime) == (0o440, 1e9)
+    assert len(list(tmp_path.rglob("*"))) == (7 if how == "copy" else 6)
+
+
+def test_originals_go_to_another_disk(tmp_path, monkeypatch):
+    def other_disk(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    (tmp_path / "a.png").write_bytes(PNG)
+    monkeypatch.setattr(Path, "rename", other_disk)
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    assert (tmp_path / "raw_images" / "a.png").read_bytes() == PNG and not (tmp_path / "a.png").exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(*values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.png").write_bytes(PNG)
+    monkeypatch.setattr("dataset.intake.write_noted_png", full)
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 2
+    expected = f"error: --image_folder {tmp_path}: No space left on device; make room and run it again"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+    assert (tmp_path / "a.png").read_bytes() == PNG
+
+
 def test_another_picture_of_a_taken_path_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(PNG)
     assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
@@ -244,82 +277,6 @@ def test_upscale_and_buckets(tmp_path, monkeypatch):
     assert run_step1(tmp_path, "--resolution", "64", "--buckets", "--upscale", monkeypatch=monkeypatch) == 0
     sizes = {line["source"]: line["processed"] for line in report(tmp_path)}
     assert sizes == {"small.png": [64, 64], "tall.jpg": [48, 80], "wide.png": [96, 32]}
-
-
-@pytest.mark.parametrize("resolution", [128, 256, 512, 1024])
-def test_buckets_have_the_right_sizes(resolution):
-    buckets = aspect_buckets(resolution)
-    assert (resolution, resolution) in buckets
-    assert {(height, width) for width, height in buckets} == set(buckets)
-    assert all(side % 16 == 0 for size in buckets for side in size)
-    areas = np.array([width * height for width, height in buckets]) / resolution**2
-    assert areas.max() <= 1 and areas.min() > 0.8
-    assert max(width / height for width, height in buckets) >= 4
-
-
-def test_a_picture_is_scaled_to_cover_and_cut_in_the_middle():
-    rule = FitRule(resolution=32)
-    assert rule.size_for(40, 900) == (32, 32)
-    with pytest.raises(TooSmall, match="31 x 900, smaller than 32 x 32"):
-        rule.size_for(31, 900)
-    assert FitRule(resolution=32, upscale=True).size_for(3, 2) == (32, 32)
-
-
-@pytest.mark.parametrize("ending", ["PNG", "JPEG"])
-def test_large_pictures_are_decoded_small_and_look_the_same(tmp_path, ending):
-    from library.images import read_fitted, read_rgb
-
-    y, x = np.mgrid[0:600, 0:800]
-    waves = np.stack([128 + 100 * np.sin(x / 40), 128 + 100 * np.cos(y / 30), 255 * x / 800], axis=2)
-    path = tmp_path / "picture"
-    path.write_bytes(saved(Image.fromarray(waves.astype(np.uint8)), ending))
-    fitted = read_fitted(path, size_for=lambda width, height: (64, 64), flag="--x")
-    assert (fitted.width, fitted.height, fitted.rgb_hw3.shape) == (800, 600, (64, 64, 3))
-    block = read_rgb(path)[:, :, 100:700].numpy()  # the middle, 600 x 600
-    edges = np.linspace(0, 600, 65).round().astype(int)
-    means = np.add.reduceat(np.add.reduceat(block, edges[:-1], 1), edges[:-1], 2)
-    means /= np.diff(edges)[None, :, None] * np.diff(edges)[None, None, :]
-    assert np.abs(means.transpose(1, 2, 0) * 255 - fitted.rgb_hw3).mean() < 3
-
-
-def test_names():
-    assert base_name("a/b c/d.e.jpg") == "a__b c__d.e"
-    assert list(zip(candidate_names("x.JPG"), range(4), strict=False)) == [
-        ("x", 0), ("x~jpg", 1), ("x~jpg~2", 2), ("x~jpg~3", 3)]  # fmt: skip
-    assert base_name("cafe\u0301.png") == base_name("caf\u00e9.png")  # two ways to write one letter
-    long = [base_name("deep/" * 60 + f"{number}.png") for number in range(3)]
-    assert len(set(long)) == 3 and all(len(name.encode()) <= 120 for name in long)
-
-
-def test_processes_share_the_files_and_competitors_meet():
-    paths = [f"{stem}{ending}" for stem in map(str, range(200)) for ending in (".png", ".jpg", ".PNG")]
-    for processes in (1, 2, 3, 7):
-        shares = [
-            [path for path in paths if belongs_to(path, process=p, processes=processes)] for p in range(processes)
-        ]
-        assert sorted(sum(shares, [])) == sorted(paths)
-        assert min(map(len, shares)) > 600 / processes / 2
-        assert all({Path(path).stem for path in one}.isdisjoint(Path(path).stem for path in other)
-                   for one in shares for other in shares if one is not other)  # fmt: skip
-
-
-def test_sources_come_in_one_order_wherever_they_lie(tmp_path):
-    for path in ("b/1.png", "b.png", "a/z/9.png", "a/b.png", "c.png"):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(PNG)
-    expected = ["a/b.png", "a/z/9.png", "b/1.png", "b.png", "c.png"]
-    assert [source.relative for source in list_sources(Layout(tmp_path))] == expected
-    (tmp_path / "raw_images" / "a").mkdir(parents=True)
-    (tmp_path / "a/z").rename(tmp_path / "raw_images/a/z")
-    (tmp_path / "b.png").rename(tmp_path / "raw_images/b.png")
-    assert [source.relative for source in list_sources(Layout(tmp_path))] == expected
-
-
-@pytest.mark.skipif(AS_ROOT, reason="root may list every folder")
-def test_a_folder_that_may_not_be_listed_is_named(tmp_path):
-    (tmp_path / "closed").mkdir(mode=0)
-    (source,) = list_sources(Layout(tmp_path))
-    assert source.problem == "a folder that can't be listed (Permission denied)"
 
 
 def test_colours_on_white_and_blue_survive(nasty):
