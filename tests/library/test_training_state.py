@@ -11,6 +11,7 @@ from torch import nn
 
 from library.average import RunningAverage
 from library.errors import UserError
+from library.experiment import remove_left_overs
 from library.optim import make_optimizer, make_scheduler
 from library.training_log import TrainingLog
 from library.training_state import Progress, list_states, load_state, resume_state, save_state, set_aside_later
@@ -124,6 +125,49 @@ def test_a_kill_leaves_whole_states(tmp_path):
         for step, path in states:
             assert load_state(path, progress, recipe=RECIPE) == step
         assert all(torch.equal(progress.parameters[name], tensor) for name, tensor in whole.items())
+
+
+STEPS_OF_A_SAVE = ("fsync", "replace", "mkdir", "rmdir", "unlink", "open")  # as pathlib and shutil use them
+
+
+def die_at(number: int) -> None:
+    """Let this process kill itself just before its `number`-th step of a save."""
+    count = 0
+
+    def counting(plain):
+        def call(*args, **keywords):
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(*args, **keywords)
+
+        return call
+
+    for name in STEPS_OF_A_SAVE:
+        setattr(os, name, counting(getattr(os, name)))
+
+
+def test_a_kill_between_any_two_steps_of_a_save_leaves_a_good_state(tmp_path):
+    progress, _ = make_progress()
+    save_state(tmp_path, progress, step=1, recipe=RECIPE, keep=1)
+    found = []
+    for number in range(1, 200):
+        child = os.fork()
+        if child == 0:
+            die_at(number)
+            save_state(tmp_path, progress, step=number + 1, recipe=RECIPE, keep=1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        step, path = list_states(tmp_path)[-1]
+        assert load_state(path, progress, recipe=RECIPE) == step
+        found.append(step == number + 1)
+        remove_left_overs(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {path.name for _, path in list_states(tmp_path)}
+        if status == 0:
+            break
+    # Before the new state has its name, the one before counts; afterwards the new one does.
+    assert number > 15 and found == sorted(found) and not found[0] and found[-1]
 
 
 def test_changed_flags_and_damage_are_named(tmp_path):
