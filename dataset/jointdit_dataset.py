@@ -20,9 +20,9 @@ from library.batches import (
     Batch,
     LatentBatch,
     PixelBatch,
+    concatenate_text,
     number_text,
     stack_same_size,
-    stack_text,
     text_rows,
 )
 from library.errors import UserError
@@ -130,7 +130,7 @@ class CachedPairs:
         if not self.has_text:
             prompts = tuple(pair.captions[0] for pair in pairs)
             return LatentBatch(rgb_BChw=rgb_BChw, depth_BChw=depth_BChw, prompts=prompts, names=names)
-        text = stack_text([pair.text for pair in pairs if pair.text is not None])
+        text = concatenate_text([pair.text for pair in pairs if pair.text is not None])
         return Batch(
             rgb_BChw=rgb_BChw,
             depth_BChw=depth_BChw,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from library.errors import UserError
 from library.flux.text import TextFeatures, text_ids
@@ -36,7 +35,7 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """Pin all tensors (called by the data loader when it feeds a GPU)."""
+        """Pin all tensors, for a GPU that is to fetch them meanwhile."""
         pinned = {name: value.pin_memory() for name, value in text_tensors(self.text).items()}
         return replace(
             self,
@@ -55,6 +54,10 @@ class PixelBatch:
     prompts: tuple[str, ...]
     names: tuple[str, ...]
 
+    def pin_memory(self) -> "PixelBatch":
+        """Pin all tensors."""
+        return replace(self, rgb_BChw=self.rgb_BChw.pin_memory(), depth_BChw=self.depth_BChw.pin_memory())
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentBatch:
@@ -64,6 +67,10 @@ class LatentBatch:
     depth_BChw: Tensor
     prompts: tuple[str, ...]
     names: tuple[str, ...]
+
+    def pin_memory(self) -> "LatentBatch":
+        """Pin all tensors."""
+        return replace(self, rgb_BChw=self.rgb_BChw.pin_memory(), depth_BChw=self.depth_BChw.pin_memory())
 
 
 RawBatch = PixelBatch | LatentBatch  # what encoders make a `Batch` of
@@ -80,12 +87,6 @@ def concatenate_text(texts: Sequence[TextFeatures]) -> TextFeatures:
     return TextFeatures(
         **{name: torch.cat([text_tensors(text)[name] for text in texts]) for name in text_tensors(texts[0])}
     )
-
-
-def stack_text(texts: Sequence[TextFeatures]) -> TextFeatures:
-    """Join features of B = 1 each; in a reader process right into memory that it shares."""
-    rows = [text_tensors(text) for text in texts]
-    return TextFeatures(**{name: default_collate([row[name][0] for row in rows]) for name in rows[0]})
 
 
 def text_rows(text: TextFeatures, rows: slice) -> TextFeatures:
@@ -112,7 +113,7 @@ def stack_same_size(tensors: Sequence[Tensor], names: Sequence[str], *, what: st
                 f"--image_folder: {what} of {names[0]} has shape {first} but that of {name} has {other}; "
                 "a batch needs one size"
             )
-    return default_collate(list(tensors))  # stacks, in a reader process right into memory that it shares
+    return torch.stack(list(tensors))
 
 
 def drop_text(text: TextFeatures, *, empty: TextFeatures, drop_B: Tensor) -> TextFeatures:

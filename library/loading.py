@@ -1,14 +1,16 @@
-"""Feeding batches: a data loader over an endless, stateless stream of samples."""
+"""Feeding batches from an endless, stateless stream of samples, read ahead by threads."""
 
 import logging
 import os
-import signal
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from library.batches import Batch, RawBatch
 from library.data_order import MicroBatches, Pick
@@ -16,6 +18,8 @@ from library.errors import UserError
 from library.randomness import generator_for
 
 log = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 2  # for each reader thread
 
 
 class BadSample(UserError):
@@ -49,26 +53,20 @@ class Pairs(Protocol):
         ...
 
 
-class _Reader(Dataset):
-    """Reads micro-batches, in a worker process: a batch with the problems of the samples that were replaced.
+class _Reader:
+    """Reads micro-batches; several threads may do so at once."""
 
-    A `UserError` comes out as a value: raised in a worker it would come back as a traceback.
-    """
-
-    def __init__(self, pairs: Pairs, *, seed: int, max_bad_samples: int) -> None:
+    def __init__(self, pairs: Pairs, *, seed: int, max_bad_samples: int, pin: bool) -> None:
         self.pairs = pairs
         self.seed = seed
         self.max_bad_samples = max_bad_samples
+        self.pin = pin
 
-    def __len__(self) -> int:
-        return len(self.pairs.names)
-
-    def __getitems__(self, picks: list[Pick]) -> list[Any]:
+    def batch(self, picks: list[Pick]) -> tuple[Batch | RawBatch, dict[str, str]]:
+        """Read a micro-batch; beside it stand the problems of the samples that were replaced, by name."""
         problems: dict[str, str] = {}
-        try:
-            return [(self.pairs.collate([self.read(pick, problems) for pick in picks]), problems)]
-        except UserError as error:
-            return [error]
+        batch = self.pairs.collate([self.read(pick, problems) for pick in picks])
+        return batch.pin_memory() if self.pin else batch, problems
 
     def read(self, pick: Pick, problems: dict[str, str]) -> Any:
         """Read the sample of a pick, or else one of its size that is drawn for this very pick; note what is bad."""
@@ -85,7 +83,11 @@ class _Reader(Dataset):
         """The sample of a pick, then all of its size in an order that depends on (seed, step, place) alone."""
         yield pick.sample
         buckets = self.pairs.buckets
-        alike = torch.arange(len(self)) if buckets is None else (buckets == buckets[pick.sample]).nonzero()[:, 0]
+        alike = (
+            torch.arange(len(self.pairs.names))
+            if buckets is None
+            else (buckets == buckets[pick.sample]).nonzero()[:, 0]
+        )
         alike = alike[alike != pick.sample]
         generator = generator_for(self.seed, "substitute", pick.step, pick.place)
         yield from alike[torch.randperm(len(alike), generator=generator)].tolist()
@@ -98,18 +100,8 @@ class _Reader(Dataset):
         return UserError(f"--max_bad_samples {self.max_bad_samples}: more are damaged or missing; the last one: {last}")
 
 
-def _only(items: list[Any]) -> Any:
-    return items[0]
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """A Ctrl-C reaches the whole process group; the readers go on until the trainer has saved its state."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def worker_count(asked: int) -> int:
-    """Reader processes to start: what is asked, but one core stays for the training itself."""
+    """Reader threads to start: what is asked, but one core stays for the training itself."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, min(asked, cores - 1))
 
@@ -117,7 +109,7 @@ def worker_count(asked: int) -> int:
 def load_batches(
     pairs: Pairs, micro_batches: MicroBatches, *, workers: int, pin: bool, max_bad_samples: int = 0
 ) -> Generator[Batch | RawBatch, None, None]:
-    """Yield the batches of `micro_batches` in order, read ahead by `workers` processes; close it to end them.
+    """Yield the batches of `micro_batches` in order, read ahead by `workers` threads; close it to end them.
 
     Up to `max_bad_samples` damaged or missing samples are named once each in the log and replaced, whenever they come
     up, by others of their size. The replacement is drawn from (seed, step, place in the global batch): it doesn't
@@ -126,25 +118,10 @@ def load_batches(
     Raises:
         UserError: more samples than that are damaged or missing.
     """
-    reader = _Reader(pairs, seed=micro_batches.order.seed, max_bad_samples=max_bad_samples)
-    loader = DataLoader(
-        reader,
-        batch_sampler=micro_batches,
-        num_workers=workers,
-        collate_fn=_only,
-        persistent_workers=workers > 0,
-        pin_memory=pin,
-        worker_init_fn=_leave_signals_to_parent,
-        # Nothing here draws from the loader's own random state; a fixed one keeps the global state untouched.
-        generator=torch.Generator(),
-    )
-    batches = iter(loader)
+    reader = _Reader(pairs, seed=micro_batches.order.seed, max_bad_samples=max_bad_samples, pin=pin)
     known: dict[str, str] = {}
-    try:
-        for item in batches:
-            if isinstance(item, UserError):
-                raise item
-            batch, problems = item
+    with closing(_read_ahead(reader, micro_batches, workers=workers)) as batches:
+        for batch, problems in batches:
             for name in [name for name in problems if name not in known]:
                 # As an error, since processes other than the first are silent below.
                 log.error("skipped, and replaced by others: %s", problems[name])
@@ -152,9 +129,30 @@ def load_batches(
             if len(known) > max_bad_samples:
                 raise reader.too_many(known)
             yield batch
+
+
+def _read_ahead(
+    reader: _Reader, micro_batches: MicroBatches, *, workers: int
+) -> Generator[tuple[Batch | RawBatch, dict[str, str]], None, None]:
+    """Read in order, some batches ahead.
+
+    By threads: reading, decoding and stacking happen outside of Python's lock, and nothing is copied between processes.
+    """
+    if workers == 0:
+        yield from map(reader.batch, micro_batches)
+        return
+    start = partial(torch.cuda.set_device, torch.cuda.current_device()) if reader.pin else None
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader", initializer=start)
+    coming: deque[Future[tuple[Batch | RawBatch, dict[str, str]]]] = deque()
+    try:
+        for picks in micro_batches:
+            coming.append(pool.submit(reader.batch, picks))
+            if len(coming) > BATCHES_AHEAD * workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
     finally:
-        # Ends the workers now, even while an error's traceback keeps this frame alive.
-        del batches, loader
+        pool.shutdown(cancel_futures=True)
 
 
 def first_batches(pairs: Pairs, *, count: int, batch_size: int) -> Iterator[Batch | RawBatch]:

@@ -48,11 +48,11 @@ class DataArgs(Flags):
         0.1, help="probability of training a sample on the empty prompt instead of its own", minimum=0.0, maximum=1.0
     )
     max_data_loader_n_workers: int = flag(
-        2, help="processes that read samples ahead, at most the CPU cores there are; 0 reads in the main process",
+        2, help="threads that read samples ahead, at most the CPU cores there are but one; 0 reads in between",
         minimum=0,
     )  # fmt: skip
     persistent_data_loader_workers: bool = flag(
-        True, help="keep these processes from epoch to epoch (always so: the stream of samples has no end)"
+        True, help="keep these threads from epoch to epoch (always so: the stream of samples has no end)"
     )
     max_bad_samples: int = flag(
         0, help="damaged or missing samples that are named and skipped; one more stops the training (per process)",
