@@ -47,10 +47,10 @@ class DataArgs(Flags):
     """Flags of this benchmark."""
 
     samples: int = flag(256, help="cached samples of full size (4.5 MB each) to read", minimum=8)
-    pictures: int = flag(8, help="pairs to encode with each autoencoder", minimum=1)
+    pictures: int = flag(8, help="pairs to encode with each autoencoder; 0 measures reading only", minimum=0)
     rounds: int = flag(3, help="rounds of reading; medians are told", minimum=1)
     batch_size: int = flag(4, help="samples a batch", minimum=1)
-    workers: tuple[int, ...] = flag((0, 1, 2), help="numbers of reader processes", minimum=0)
+    workers: tuple[int, ...] = flag((0, 1, 2), help="numbers of reader threads", minimum=0)
     num_threads: int = flag(1, help="CPU threads", minimum=1)
     folder: Path | None = flag(None, help="where the files go meanwhile (default: the system's)", metavar="FOLDER")
     json: Path | None = flag(None, help="write the figures to this file too", metavar="FILE")
@@ -222,7 +222,7 @@ def main() -> None:
     set_threads(args.num_threads)
     with TemporaryDirectory(dir=args.folder, prefix="jointdit-benchmark-") as name:
         root = Path(name)
-        rates = measure_encoding(root, count=args.pictures)
+        rates = measure_encoding(root, count=args.pictures) if args.pictures else {}
         rows = []
         for kind, shard_size in (("files", None), ("shards", 32)):
             files = write_samples(root / kind, count=args.samples, shard_size=shard_size)
