@@ -29,7 +29,7 @@ def _train(
     for stream in (1, 2):
         os.dup2(file.fileno(), stream)
     torch.set_num_threads(1)
-    if workers is not None:  # else one core would mean no reader processes
+    if workers is not None:  # else one core would mean no readers
         library.training.worker_count = lambda asked: workers
     if largest is not None:
         import resource
