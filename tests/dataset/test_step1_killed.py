@@ -26,6 +26,7 @@ from dataset.annotators import captions, depth  # noqa: F401  isort: skip
 pytestmark = pytest.mark.slow
 
 KILLS = 20
+PATIENCE = 120  # seconds
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.copyfile")
 
 
@@ -76,7 +77,16 @@ def in_child(run):
 
 
 def finished(child):
-    return os.waitpid(child, 0)[1] == 0
+    """Wait for a child and say whether it ended well; one that hangs is ended."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status == 0
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"process {child} did not end within {PATIENCE} s")
 
 
 def count_changes(folder, *, then):
@@ -127,7 +137,7 @@ def test_a_killed_run_ends_as_a_quiet_one(tmp_path, networks, originals_flag):
             child = in_child(lambda args=args: preprocess_step1.run(args))
             time.sleep(float(random.uniform(0, seconds)))
             os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        finished(child)
         assert set(before) <= set(originals(folder)), "an original is gone"
         assert finished(in_child(lambda args=args: preprocess_step1.run(args)))
         assert tree(folder) == expected, f"killed at {at if kill % 3 else 'a moment'}"
