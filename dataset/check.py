@@ -11,6 +11,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -240,6 +241,18 @@ def sheet_rows(layout: Layout, names: Sequence[str], count: int) -> list[SheetRo
     return rows
 
 
+@contextmanager
+def warnings_left_out(name: str) -> Iterator[None]:
+    """Within the block a logger tells of errors only."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def main() -> None:
     """Read the flags, look at the folder, print the report; exit status 1 if training would fail."""
     argv = sys.argv[1:]
@@ -249,11 +262,11 @@ def main() -> None:
     if not is_main_process():
         return  # --workers shares the work
     torch.set_num_threads(1)
-    logging.getLogger("dataset.jointdit_dataset").setLevel(logging.ERROR)  # the report says what it warns of
-    report = check_folder(args)
+    with warnings_left_out("dataset.jointdit_dataset"):  # the report says what it warns of
+        report = check_folder(args)
+        names = names_of(lambda: open_pictures(args.image_folder))
     for line in report.lines():
         say(line)
-    names = names_of(lambda: open_pictures(args.image_folder))
     if args.sheet_samples and names:
         write_contact_sheet(args.sheet_path, sheet_rows(Layout(args.image_folder), names, args.sheet_samples))
         say(f"contact sheet: {args.sheet_path}")

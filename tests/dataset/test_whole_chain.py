@@ -67,7 +67,7 @@ def as_released(source: Layout, target: Path) -> None:
         }
         for kind, tensor in kinds.items():
             (target / kind).mkdir(parents=True, exist_ok=True)
-            torch.save(tensor, target / kind / f"{name}.pt")
+            torch.save(tensor.clone(), target / kind / f"{name}.pt")  # read pairs are views of a file's bytes
     (target / "depth_transform.json").write_text('{"depth_transform": "none"}')
 
 
