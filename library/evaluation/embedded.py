@@ -183,8 +183,12 @@ def measure_depth_to_image(setting: Setting) -> dict[str, float]:
 
 
 def measure_joint(setting: Setting) -> dict[str, float]:
-    """Measure whether picture and depth generated together agree, and whether the picture shows the prompt."""
+    """Measure whether picture and depth generated together agree, and whether the picture shows the prompt.
+
+    Pictures and depth maps of true scenes, put to the same test, tell what the estimate alone costs.
+    """
     scenes, model = setting.scenes, setting.model
+    true_Nhw = reference_depth(model.estimate_depth(scenes.rgb_N3hw, steps=setting.depth_steps, purpose="joint true"))
     rgb_N3hw, disparity_Nhw = model.generate_jointly(scenes.captions, steps=setting.steps)
     again_Nhw = model.estimate_depth(rgb_N3hw, steps=setting.depth_steps, purpose="joint again")
     depth_Nhw = reference_depth(again_Nhw)
@@ -195,6 +199,7 @@ def measure_joint(setting: Setting) -> dict[str, float]:
     return {
         "joint_absrel": own,
         "joint_absrel_shuffled": chance,
+        "joint_absrel_true_pairs": absrel(scenes.disparity_Nhw, true_Nhw),
         "joint_ratio": _ratio(own, chance),
         "color_words": found_share(found, named),
         "color_words_shuffled": found_share(found, _next(named)),
@@ -222,7 +227,7 @@ GROUPS: dict[str, tuple[Callable[[Setting], dict[str, float]], tuple[float, floa
     "autoencoder": (measure_autoencoder, (16, 0, 0)),
     "depth": (measure_depth, (4, 0, 1)),
     "depth_to_image": (measure_depth_to_image, (8, 1, 1)),
-    "joint": (measure_joint, (10, 1, 1)),
+    "joint": (measure_joint, (14, 1, 2)),
     "speed": (measure_speed, (0, 0, 0)),
 }
 

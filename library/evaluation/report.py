@@ -91,7 +91,12 @@ MEASURES: tuple[Measure, ...] = (
         beside=("d2i_absrel", "d2i_absrel_shuffled"),
         must=(at_most(0.6),),
     ),
-    Measure(key="joint_absrel", label="joint generation, depth against picture, AbsRel", must=(at_most(0.12),)),
+    Measure(
+        key="joint_absrel",
+        label="joint generation, depth against picture, AbsRel",
+        must=(at_most(0.12),),
+        beside=("joint_absrel_true_pairs",),
+    ),
     Measure(
         key="joint_ratio",
         label="the same over chance",

@@ -109,6 +109,7 @@ def test_an_oracle_is_perfect_and_chance_is_not():
     assert values["depth_absrel"] == values["depth_absrel_autoencoder"] < 1e-5
     assert values["d2i_ratio"] < 0.01 and values["d2i_absrel_shuffled"] > 0.05
     assert values["joint_absrel"] < 1e-5 and values["joint_ratio"] < 0.01
+    assert values["joint_absrel_true_pairs"] < 1e-5
     assert values["color_words"] == values["color_words_ceiling"] == values["d2i_color_words"] == 1
     assert values["color_words_shuffled"] == values["color_words_overlap"] == 0
     assert values["shape_words"] == values["shape_words_ceiling"] == values["d2i_shape_words"] == 1
