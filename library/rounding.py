@@ -19,4 +19,5 @@ def round_stochastically(x: Tensor, *, generator: torch.Generator) -> Tensor:
     noise.random_(0, 1 << _DROPPED_BITS, generator=generator)
     # Added below the last kept bit, the noise carries into it with a chance proportional to what is cut off.
     bits = noise.add_(x.view(torch.int32)).bitwise_and_(-(1 << _DROPPED_BITS))
-    return bits.view(torch.float32).to(torch.bfloat16)
+    # CUDA's NaN has all bits set: with noise added it would overflow to -0 and hide that training has failed.
+    return torch.where(x.isfinite(), bits.view(torch.float32), x).to(torch.bfloat16)

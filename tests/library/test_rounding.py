@@ -36,4 +36,6 @@ def test_what_fits_stays():
     fits = torch.cat([values().to(torch.bfloat16).float(), torch.tensor([0.0, -0.0, float("inf"), float("-inf")])])
     rounded = round_stochastically(fits, generator=generator_for(0))
     assert rounded.dtype == torch.bfloat16 and torch.equal(rounded.float(), fits)
-    assert round_stochastically(torch.tensor([float("nan")]), generator=generator_for(0)).isnan().all()
+    # The CPU's NaN, CUDA's (all bits set but the sign) and the smallest of either sign.
+    patterns = torch.tensor([0x7FC00000, 0x7FFFFFFF, 0x7F800001, -0x400000, -1, -0x7FFFFF], dtype=torch.int32)
+    assert round_stochastically(patterns.view(torch.float32), generator=generator_for(0)).isnan().all()
