@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 _FREE = {
     "image_folder",  # its samples' names count, wherever they lie
     "max_data_loader_n_workers",
-    "persistent_data_loader_workers",
     "max_bad_samples",
     "trust_cache",
     "max_loss_factor",

@@ -51,9 +51,6 @@ class DataArgs(Flags):
         2, help="threads that read samples ahead, at most the CPU cores there are but one; 0 reads in between",
         minimum=0,
     )  # fmt: skip
-    persistent_data_loader_workers: bool = flag(
-        True, help="keep these threads from epoch to epoch (always so: the stream of samples has no end)"
-    )
     max_bad_samples: int = flag(
         0, help="damaged or missing samples that are named and skipped; one more stops the training (per process)",
         minimum=0,
@@ -70,6 +67,16 @@ class DataArgs(Flags):
     evaluation_prompts: Path = flag(
         Path("dataset/evaluation_prompts.txt"), help="prompts of the previews, one a line", metavar="FILE"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flip_aug and self.is_latent_training:
+            raise UserError("--flip_aug: cached latents can't be mirrored; leave it or --is_latent_training away")
+        if self.posterior != "sample" and self.is_latent_training:
+            raise UserError(
+                f"--posterior {self.posterior}: has no effect on cached latents; give it to preprocess_step2.py, or "
+                "leave --is_latent_training away"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +213,9 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
     no_effect: ClassVar = {
         "highvram": NoEffect(reason="what the training step needs stays on the device anyway", values=0),
         "save_model_as": NoEffect(reason="files are always safetensors"),
+        "persistent_data_loader_workers": NoEffect(
+            reason="the threads that read always stay: the stream of samples has no end", values=0
+        ),
         "cache_latents": NoEffect(reason="run dataset/preprocess_step2.py and give --is_latent_training", values=0),
         "cache_text_encoder_outputs": NoEffect(
             reason="run dataset/preprocess_step2.py and give --is_latent_training", values=0
@@ -229,8 +239,10 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
                 f"--discrete_flow_shift {self.discrete_flow_shift}: has no effect on --timestep_sampling "
                 f"{self.timestep_sampling}; leave it away, or use --timestep_sampling shift"
             )
-        if self.flip_aug and self.is_latent_training:
-            raise UserError("--flip_aug: cached latents can't be mirrored; leave it or --is_latent_training away")
+        if self.full_bf16 and self.mixed_precision not in (None, "bf16"):
+            raise UserError(
+                f"--mixed_precision {self.mixed_precision}: --full_bf16 computes in bf16; leave one of them away"
+            )
         if self.val_every_n_steps is not None and self.validation_folder is None:
             raise UserError(
                 f"--val_every_n_steps {self.val_every_n_steps}: needs held-out pairs; give --validation_folder"
@@ -242,7 +254,7 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
             raise UserError(f"--checkpoint_every {self.checkpoint_every}: needs --gradient_checkpointing; give it too")
         self._check_fused()
         for name, value in (("exp_name", self.exp_name), ("output_name", self.output_name)):
-            if not value or Path(value).name != value:
+            if value in ("", "..") or Path(value).name != value:
                 raise UserError(f"--{name} {value!r}: must be a plain name, without folders")
 
     def _check_fused(self) -> None:

@@ -22,7 +22,7 @@ from library.jointdit.addons import (
     read_settings,
     trainable_parameters,
 )
-from library.jointdit.model import JointDiT
+from library.jointdit.model import JointDiT, LoraRanks
 from library.memory import clamp_swap, place
 from library.optim import make_optimizer
 from library.quantize import quantize_base
@@ -98,6 +98,7 @@ def load_trainable(args: TrainingArgs, accelerator: Accelerator) -> tuple[JointD
         addons = find_addons(args.jointdit_addons_path)
         _check_settings(read_settings(addons), settings)
         model = load_jointdit(flux=base, addons=addons, dtype=base_dtype(accelerator))
+        _check_ranks(args.ranks, model.ranks)
     fit(model, args, accelerator)
     return model, settings
 
@@ -165,3 +166,13 @@ def _check_settings(found: AddonSettings, wanted: AddonSettings) -> None:
                 f"--{name} {getattr(wanted, name)}: the add-ons of --jointdit_addons_path were trained with "
                 f"{getattr(found, name)}; use the same"
             )
+
+
+def _check_ranks(asked: LoraRanks, found: LoraRanks) -> None:
+    """Refuse ranks other than those of given add-ons; the defaults may be left unsaid."""
+    if asked not in (found, LoraRanks()):
+        raise UserError(
+            f"--lora_rank {asked.blocks} --vector_in_ranks {asked.vector_in} {asked.vector_out} --txt_in_rank "
+            f"{asked.text_in}: the add-ons of --jointdit_addons_path have {found.blocks}, {found.vector_in} "
+            f"{found.vector_out} and {found.text_in}; leave these flags away, or give the same"
+        )

@@ -133,6 +133,8 @@ def test_going_on_from_given_addons(folder, uninterrupted):
     )
     with pytest.raises(UserError, match="--weighting paper: the add-ons of --jointdit_addons_path were trained with"):
         run(folder, "fine_tuned", *more, "--weighting", "paper")
+    with pytest.raises(UserError, match="--lora_rank 5 .*: the add-ons of --jointdit_addons_path have 4, 4 8 and 8"):
+        run(folder, "fine_tuned", *more, "--lora_rank", "5")
 
 
 RELEASED_FLAGS = """
@@ -152,7 +154,7 @@ def test_released_flags_parse_and_those_without_effect_are_named(caplog):
     logging.getLogger("library").propagate = True
     args = parse(["--image_folder", "x", *RELEASED_FLAGS], TrainingArgs)
     assert args.max_train_epochs == 8 and args.output_resolution == (1024, 1024) and args.ranks.vector_out == 1024
-    for name in ("--save_model_as", "--highvram"):
+    for name in ("--save_model_as", "--highvram", "--persistent_data_loader_workers"):
         assert any(record.getMessage().startswith(f"{name} has no effect here") for record in caplog.records)
 
 
@@ -170,6 +172,15 @@ def test_released_flags_parse_and_those_without_effect_are_named(caplog):
             "--output_resolution 1000 512: each side must",
         ),
         (["--max_train_steps", "1", "--exp_name", "a/b"], "--exp_name 'a/b': must be a plain name"),
+        (["--max_train_steps", "1", "--exp_name", ".."], "--exp_name '..': must be a plain name"),
+        (
+            ["--max_train_steps", "1", "--is_latent_training", "--posterior", "mean"],
+            "--posterior mean: has no effect on cached latents",
+        ),
+        (
+            ["--max_train_steps", "1", "--full_bf16", "--mixed_precision", "fp16"],
+            "--mixed_precision fp16: --full_bf16 computes in bf16",
+        ),
         (["--max_train_steps", "1", "--val_every_n_steps", "5"], "--val_every_n_steps 5: needs held-out pairs"),
         (["--max_train_steps", "1", "--fused_backward_pass"], "--max_grad_norm 1.0: clipping needs all gradients"),
         (
