@@ -17,6 +17,8 @@ from library.flux.text import EMPTY_PROMPT
 
 log = logging.getLogger(__name__)
 
+_BEGUN = (".*.tmp.*", ".tmp??????")  # what a run that was killed had begun, as we and as safetensors name it
+
 
 def read_prompts(path: Path, *, flag: str = "--evaluation_prompts") -> tuple[str, ...]:
     """Read prompts, one a line; empty lines don't count.
@@ -47,6 +49,9 @@ def write_prompt_features(
     layout = PromptLayout(folder)
     for path in (layout.empty_meta, layout.evaluation_meta):
         path.unlink(missing_ok=True)
+        for pattern in _BEGUN:
+            for begun in path.parent.glob(pattern):
+                begun.unlink(missing_ok=True)
     write_text_features(layout.empty, features.empty, dtype=dtype)
     for number in range(len(features.prompts)):
         assert features.evaluation is not None

@@ -10,10 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fake_folder import NAMES, write_pictures
 from filled_folder import cache_files, fill
+from killing import finished, in_child, killed_run, quiet_run
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -269,3 +271,29 @@ def test_prompts_of_a_broken_run_pass_for_nothing(tmp_path, encoder, monkeypatch
     assert read_prompt_features(tmp_path, made_by=MADE_BY) is None
     write_prompt_features(tmp_path, features, made_by=MADE_BY, dtype=torch.float32)
     assert read_prompt_features(tmp_path, made_by=MADE_BY).prompts == ("a red ball",)
+
+
+@pytest.mark.slow
+def test_step_3_killed_at_twenty_instants(tmp_path, encoder):
+    def run(folder):
+        def encode_and_write():
+            features = encode_prompts(encoder.prompts, tuple(f"ball {number}" for number in range(8)))
+            write_prompt_features(folder, features, made_by=MADE_BY, dtype=torch.float32)
+
+        return encode_and_write
+
+    def files(folder):
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    quiet = tmp_path / "quiet"
+    seconds, changes = quiet_run(quiet, run(quiet), notes=tmp_path / "counted")
+    expected = files(quiet)
+    assert changes > 20 and len(expected) == 11
+    random = np.random.default_rng(7)
+    for kill in range(20):
+        folder = tmp_path / f"killed {kill}"
+        when = killed_run(folder, run(folder), kill=kill, seconds=seconds, changes=changes, random=random)
+        found = read_prompt_features(folder, made_by=MADE_BY)
+        assert found is None or len(found.prompts) == 8, "half a set passes for a whole one"
+        assert finished(in_child(run(folder)))
+        assert files(folder) == expected, f"killed {when}"

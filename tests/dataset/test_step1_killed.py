@@ -2,19 +2,14 @@
 
 import os
 import shutil
-import signal
 import socket
-import sys
-import threading
-import time
 
 import numpy as np
 import pytest
-import torch
+from killing import finished, in_child, killed_run, quiet_run
 from nasty_pictures import PNG, noisy, picture, saved
 from test_step1_pictures import originals, tree
 from tiny_networks import write_dpt, write_llava
-from tqdm import tqdm
 
 from dataset import preprocess_step1
 from dataset.step1_args import Step1Args
@@ -26,8 +21,6 @@ from dataset.annotators import captions, depth  # noqa: F401  isort: skip
 pytestmark = pytest.mark.slow
 
 KILLS = 20
-PATIENCE = 120  # seconds
-CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.copyfile")
 
 
 @pytest.fixture(scope="module")
@@ -58,89 +51,24 @@ def arguments(folder, networks, *more):
          "--depth_batch_size", "2", "--caption_batch_size", "3", *more], Step1Args)  # fmt: skip
 
 
-def in_child(run):
-    """Fork a child that calls `run`, silent, and ends; returns its process id."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            silent = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silent, 1)
-            os.dup2(silent, 2)
-            torch.set_num_threads(1)
-            tqdm.set_lock(threading.RLock())  # else forked children share one, and a killed one never gives it back
-            run()
-            status = 0
-        finally:
-            os._exit(status)
-    return child
-
-
-def finished(child):
-    """Wait for a child and say whether it ended well; one that hangs is ended."""
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return status == 0
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise TimeoutError(f"process {child} did not end within {PATIENCE} s")
-
-
-def count_changes(folder, *, then):
-    """Call `then(number)` before each change of the folder's files that this process makes."""
-    number = 0
-
-    def hook(event, values):
-        nonlocal number
-        if (
-            event in CHANGES
-            and values
-            and str(folder) in os.fsdecode(values[0] if not isinstance(values[0], int) else "")
-        ):
-            number += 1
-            then(number)
-
-    sys.addaudithook(hook)
-
-
 @pytest.mark.parametrize("originals_flag", ["move", "copy"])
 def test_a_killed_run_ends_as_a_quiet_one(tmp_path, networks, originals_flag):
     quiet = fill(tmp_path / "quiet")
     before = originals(quiet)
-    counted = tmp_path / "counted"
-    begin = time.monotonic()
 
-    def count():
-        count_changes(quiet, then=lambda number: counted.write_text(str(number)))
-        preprocess_step1.run(arguments(quiet, networks, "--originals", originals_flag))
+    def run(folder):
+        return lambda: preprocess_step1.run(arguments(folder, networks, "--originals", originals_flag))
 
-    assert finished(in_child(count))
-    seconds, changes = time.monotonic() - begin, int(counted.read_text())
+    seconds, changes = quiet_run(quiet, run(quiet), notes=tmp_path / "counted")
     expected = tree(quiet)
     assert changes > 50 and sum(path.startswith(b"text_prompts/") for path in expected) == 7
     random = np.random.default_rng(7)
     for kill in range(KILLS // 2):
         folder = fill(tmp_path / f"{originals_flag} {kill}")
-        args = arguments(folder, networks, "--originals", originals_flag)
-        if kill % 3:  # before one of the changes on disk, where it matters
-            at = int(random.integers(1, changes + 1))
-
-            def killed(folder=folder, args=args, at=at):
-                count_changes(folder, then=lambda number: number == at and os.kill(os.getpid(), signal.SIGKILL))
-                preprocess_step1.run(args)
-
-            child = in_child(killed)
-        else:  # and at any time
-            child = in_child(lambda args=args: preprocess_step1.run(args))
-            time.sleep(float(random.uniform(0, seconds)))
-            os.kill(child, signal.SIGKILL)
-        finished(child)
+        when = killed_run(folder, run(folder), kill=kill, seconds=seconds, changes=changes, random=random)
         assert set(before) <= set(originals(folder)), "an original is gone"
-        assert finished(in_child(lambda args=args: preprocess_step1.run(args)))
-        assert tree(folder) == expected, f"killed at {at if kill % 3 else 'a moment'}"
+        assert finished(in_child(run(folder)))
+        assert tree(folder) == expected, f"killed {when}"
         shutil.rmtree(folder)
 
 
