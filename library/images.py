@@ -216,11 +216,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _covering_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return the centred (left, top, right, bottom) of a picture of `size` that has the aspect of `target`."""
+    """Return the centred (left, top, right, bottom) of a picture of `size` that has the aspect of `target`.
+
+    Where nothing is scaled it lies on whole pixels, so that they come out as they are.
+    """
     width, height = size
     keep_width = min(float(width), height * target[0] / target[1])
     keep_height = min(float(height), width * target[1] / target[0])
     left, top = (width - keep_width) / 2, (height - keep_height) / 2
+    if (keep_width, keep_height) == target:
+        left, top = left // 1, top // 1
     return left, top, left + keep_width, top + keep_height
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from nasty_pictures import PNG, saved
 from PIL import Image
 
 from dataset.intake import FitRule, TooSmall, aspect_buckets
 from dataset.layout import Layout
 from dataset.sources import base_name, belongs_to, candidate_names, list_sources
-from library.images import read_fitted, read_rgb
+from library.images import fit_depth, read_fitted, read_rgb
 
 
 @pytest.mark.parametrize("resolution", [128, 256, 512, 1024])
@@ -46,6 +47,18 @@ def test_large_pictures_are_decoded_small_and_look_the_same(tmp_path, ending):
     means = np.add.reduceat(np.add.reduceat(block, edges[:-1], 1), edges[:-1], 2)
     means /= np.diff(edges)[None, :, None] * np.diff(edges)[None, None, :]
     assert np.abs(means.transpose(1, 2, 0) * 255 - fitted.rgb_hw3).mean() < 3
+
+
+@pytest.mark.parametrize("width, height", [(33, 32), (47, 32), (32, 35), (64, 32)])
+def test_what_is_not_scaled_is_not_changed(tmp_path, width, height):
+    colours = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    path = tmp_path / "picture.png"
+    Image.fromarray(colours).save(path)
+    left, top = (width - 32) // 2, (height - 32) // 2
+    part = np.s_[top : top + 32, left : left + 32]
+    assert np.array_equal(read_fitted(path, size_for=lambda *_: (32, 32), flag="--x").rgb_hw3, colours[part])
+    map_hw = torch.from_numpy(colours[..., 0].astype(np.float32))
+    assert torch.equal(fit_depth(map_hw, width=32, height=32), map_hw[part])
 
 
 def test_names():
