@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.layout import IMAGE_SUFFIXES, Layout
+from dataset.layout import IMAGE_SUFFIXES, RAW_IMAGES, Layout
 from dataset.sources import Source, candidate_names
 from dataset.step1_report import LEFT_OUT, NOT_READ, READY, TOO_SMALL
 from library.errors import UserError
@@ -100,13 +100,15 @@ class Intake:
         Raises:
             UserError: an original can't be moved or copied.
         """
-        if source.problem is not None:
-            return Outcome(source=source.relative, outcome=LEFT_OUT, reason=source.problem)
+        problem = source.problem or self._obstacle(source)
+        if problem is not None:
+            return Outcome(source=source.relative, outcome=LEFT_OUT, reason=problem)
         try:
             name, notes = self._find_name(source)
+            size = self._bytes_of(source)
             if notes is None:
-                notes = self._process(source, name)
-            elif notes.get("bytes", source.path.stat().st_size) != source.path.stat().st_size:
+                notes = self._process(source, name, size=size)
+            elif notes.get("bytes", size) != size:
                 reason = (
                     f"has changed since it became {name}; remove processed_images/{name}.png and what belongs to it"
                 )
@@ -154,8 +156,20 @@ class Intake:
         ours = self.layout.image(name)
         return next((path for suffix in IMAGE_SUFFIXES if (path := ours.with_name(name + suffix)).exists()), None)
 
-    def _process(self, source: Source, name: str) -> dict[str, Any]:
-        size = source.path.stat().st_size
+    def _obstacle(self, source: Source) -> str | None:
+        """Say what is in the way of an original that is to be stored: the listing has missed it, or left it out."""
+        if source.stored is None and not source.linked and self.originals != "keep":
+            if os.path.lexists(self.layout.raw_images / source.relative):
+                return f"{RAW_IMAGES}/ holds something else of this path; rename this one"
+        return None
+
+    def _bytes_of(self, source: Source) -> int:
+        try:
+            return source.path.stat().st_size
+        except OSError as error:  # taken away since it was listed
+            raise UserError(f"{self.flag} {source.path}: can't be read ({error.strerror})") from None
+
+    def _process(self, source: Source, name: str, *, size: int) -> dict[str, Any]:
         fitted = read_fitted(source.path, size_for=self.rule.size_for, flag=self.flag)
         height, width, _ = fitted.rgb_hw3.shape
         notes = {

@@ -19,6 +19,8 @@ from library.errors import UserError
 from library.files import write_json
 
 _TEMPORARY = re.compile(r"\..*\.\d+\.tmp(\.[^.]*)?", re.DOTALL)  # as `write_atomically` names them
+_COPY = re.compile(r"\.copy\.\d+\.tmp")  # as `dataset.intake` does; what else is hidden there is the user's
+_REPORT = re.compile(r"\.step1\.\d+\.tmp\.jsonl?")
 _LONGEST_WAIT = timedelta(days=30)  # for a process that still makes captions
 
 
@@ -69,12 +71,13 @@ def claim_sizes(layout: Layout, flags: dict[str, Any]) -> None:
 
 def remove_leftovers(layout: Layout) -> None:
     """Remove files that a killed process had begun: temporary ones and parts of the report."""
-    for folder in (layout.processed_images, layout.depthmaps, layout.text_prompts, layout.raw_images):
+    ours = (layout.processed_images, layout.depthmaps, layout.text_prompts)
+    for folder, pattern in (*((folder, _TEMPORARY) for folder in ours), (layout.raw_images, _COPY)):
         for path, _, names in os.walk(folder):
-            for name in filter(_TEMPORARY.fullmatch, names):
+            for name in filter(pattern.fullmatch, names):
                 os.unlink(os.path.join(path, name))
     for entry in Path(layout.root).iterdir():
-        if _TEMPORARY.fullmatch(entry.name):
+        if _REPORT.fullmatch(entry.name):
             entry.unlink()
     shutil.rmtree(layout.step1_parts, ignore_errors=True)
 

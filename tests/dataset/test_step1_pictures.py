@@ -16,7 +16,9 @@ from nasty_pictures import BLUE, CASES, GREEN, JPEG, PNG, READY, picture, saved
 from PIL import Image
 
 from dataset import preprocess_step1
+from dataset.intake import FitRule, Intake
 from dataset.layout import Layout
+from dataset.sources import list_sources
 from library.cli import run_main
 from library.errors import UserError
 
@@ -201,6 +203,38 @@ def test_another_picture_of_a_taken_path_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.png").rename(tmp_path / "b.png")
     assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
     assert [line["name"] for line in report(tmp_path)] == ["a", "b"]
+
+
+def test_what_is_in_the_way_in_raw_images_is_never_written_over(tmp_path, monkeypatch):
+    (tmp_path / "raw_images" / "b.png").mkdir(parents=True)
+    (tmp_path / "raw_images" / "a.png").symlink_to("/nowhere")
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "b.png").write_bytes(PNG)
+    (tmp_path / "c.png").write_bytes(PNG)
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    reasons = [line.get("reason", "") for line in report(tmp_path) if line["outcome"] == "left out"]
+    assert sum("holds something else of this path" in reason for reason in reasons) == 2
+    assert os.readlink(tmp_path / "raw_images" / "a.png") == "/nowhere"
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes() == PNG
+
+
+def test_hidden_files_of_the_users_stay(tmp_path, monkeypatch):
+    theirs = (tmp_path / ".notes.2024.tmp.txt", tmp_path / "raw_images" / ".a.1.tmp.png")
+    theirs[1].parent.mkdir()
+    begun = (tmp_path / ".step1.7.tmp.jsonl", tmp_path / "raw_images" / ".copy.7.tmp")
+    for path in (*theirs, *begun, tmp_path / "a.png"):
+        path.write_bytes(PNG)
+    assert run_step1(tmp_path, "--resolution", "32", monkeypatch=monkeypatch) == 0
+    assert all(path.exists() for path in theirs) and not any(path.exists() for path in begun)
+
+
+def test_a_picture_that_is_taken_away_during_the_run_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    layout = Layout(tmp_path)
+    (source,) = list_sources(layout)
+    (tmp_path / "a.png").unlink()
+    outcome = Intake(layout, rule=FitRule(resolution=32), originals="move").take(source)
+    assert (outcome.outcome, outcome.reason) == ("not read", "can't be read (No such file or directory)")
 
 
 def test_names_stay_when_more_pictures_come(tmp_path, monkeypatch):
