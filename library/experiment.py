@@ -16,7 +16,8 @@ from library.training_state import list_states
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")  # what library.files and library.training_state write to first
+# What library.files and library.training_state write to first, and safetensors by itself (.tmpXXXXXX).
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?|\.tmp\w{6}")
 
 
 @contextmanager
