@@ -1,6 +1,7 @@
 """From nothing to a trained step, with the commands as a person gives them, on scenes and on a real picture."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,9 +31,19 @@ def run(*words: str | Path, expected: int = 0) -> str:
 
 
 @pytest.mark.slow
-def test_scenes_check_cache_check_train(tmp_path):
-    data, figures = tmp_path / "data", tmp_path / "figures.json"
-    run("-m", "dataset.make_scenes", "--output", data, "--count", "8", "--size", "64")
+def test_200_scenes_through_all_steps_to_training(tmp_path):
+    scenes, data, figures = tmp_path / "scenes", tmp_path / "data", tmp_path / "figures.json"
+    run("-m", "dataset.make_scenes", "--output", scenes, "--count", "200", "--size", "64")
+    made, taken = Layout(scenes), Layout(data)
+    shutil.copytree(made.processed_images, data)
+    depth = ["--depth_from", made.metric_depth, "--depth_kind", "depth"]
+    run("-m", "dataset.preprocess_step1", "--image_folder", data, "--resolution", "64",
+        "--captions_from", made.text_prompts, *depth)  # fmt: skip
+    for name in ("00000000", "00000111", "00000199"):  # nothing was scaled: what comes out is what was rendered
+        assert taken.prompt(name).read_text(encoding="utf-8") == made.prompt(name).read_text(encoding="utf-8")
+        with Image.open(made.image(name)) as before, Image.open(taken.image(name)) as after:
+            assert np.array_equal(np.asarray(before), np.asarray(after))
+        np.testing.assert_allclose(np.load(taken.depthmap(name)), np.load(made.depthmap(name)), rtol=1e-6)
     look = ["-m", "dataset.check", data, "--json", figures, "--sheet", tmp_path / "sheet.png"]
     assert "training on the pictures would run" in run(*look)
     assert "has no cached latents" in run(*look, "--is_latent_training", expected=1)
@@ -42,9 +53,9 @@ def test_scenes_check_cache_check_train(tmp_path):
     assert "training on the pictures would run" in said
     assert "training on the cache (--is_latent_training) would run" in said
     found = json.loads(figures.read_text())
-    assert found["counts"]["images"] == found["counts"]["cached"] == 8
+    assert found["counts"]["images"] == found["counts"]["cached"] == 200
     assert not any(found["findings"].values())
-    assert found["sizes"]["latent"] == {"16 x 8 x 8": 8}
+    assert found["sizes"]["latent"] == {"16 x 8 x 8": 200}
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 1000
     train = ["train.py", "--image_folder", data, "--max_train_steps", "2", "--prompt_folder", tmp_path]
