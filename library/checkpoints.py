@@ -50,11 +50,23 @@ SWITCHES = (
 
 
 def make_recipe(
-    args: TrainingArgs, *, names: Sequence[str], processes: int, total: int, precision: str, base: str | None
+    args: TrainingArgs,
+    *,
+    names: Sequence[str],
+    processes: int,
+    total: int,
+    precision: str,
+    base: str | None,
+    encodes_text: bool = False,
 ) -> dict[str, Any]:
-    """What must be the same when a run is resumed, by the name of the flag that decides it."""
+    """What must be the same when a run is resumed, by the name of the flag that decides it.
+
+    With `encodes_text` the flags of the text encoders count too; otherwise the cache has been compared with them.
+    """
     deciding = {item.name for group in (DataArgs, RecipeArgs) for item in fields(group)} - _FREE
     deciding |= {"base_precision", "shard_model"}
+    if encodes_text:
+        deciding |= {"clip_activation", "t5xxl_max_token_length"}
     recipe = {name: value for name, value in flag_values(args).items() if name in deciding}
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     recipe |= {

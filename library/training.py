@@ -138,6 +138,7 @@ class Trainer:
                 total=self.total,
                 precision=accelerator.mixed_precision,
                 base=settings.base,
+                encodes_text=encode is not None,
             ),
             weights_to_show=self.weights_to_show,
         )

@@ -14,6 +14,7 @@ from small_training import ROOT, addons, flags, lines, prepare, run
 from training_processes import TrainingRun
 
 from library.args import parse
+from library.checkpoints import make_recipe
 from library.errors import UserError
 from library.jointdit.addons import trainable_parameters
 from library.training import Trainer, Watch
@@ -202,6 +203,16 @@ def test_mistakes_in_flags(more, message):
 def test_resuming_with_another_batch_size_is_refused(folder, uninterrupted):
     with pytest.raises(UserError, match=r"made with .*--train_batch_size 2 \(now 1\), .*; use the same to go on"):
         run(folder, "uninterrupted", "--max_train_steps", "9", "--resume", "latest")
+
+
+def test_flags_of_text_encoders_that_run_must_stay():
+    args = parse(["--image_folder", "x", "--max_train_steps", "1"], TrainingArgs)
+    facts = {"names": ("a",), "processes": 1, "total": 1, "precision": "no", "base": None}
+    plain = make_recipe(args, **facts)
+    assert make_recipe(args, **facts, encodes_text=True) == plain | {
+        "clip_activation": "gelu",
+        "t5xxl_max_token_length": None,
+    }
 
 
 def launch(*command: str) -> subprocess.CompletedProcess:
