@@ -253,7 +253,7 @@ class Trainer:
                     self.step += 1
                     journal.step(self.step, **numbers)
                     self.watch(journal)
-                    self.save_if_due()
+                    self.save_if_due(journal)
                 self.finish()
             finally:
                 journal.close()
@@ -322,7 +322,7 @@ class Trainer:
             return False
         return self.order.epoch_at(self.step) // epochs > self.order.epoch_at(self.step - 1) // epochs
 
-    def save_if_due(self) -> None:
+    def save_if_due(self, journal: TrainingLog) -> None:
         """Save add-ons, and the state with them, at the steps and ends of epochs the flags name."""
         args = self.args
         if not self.is_due(steps=args.save_every_n_steps, epochs=args.save_every_n_epochs):
@@ -330,6 +330,7 @@ class Trainer:
         self.checkpoints.save_step_addons(self.step)
         if args.save_state and self.step < self.total:
             self.checkpoints.save_state(self.step)
+        journal.pause()
 
     def weights_to_show(self) -> Any:
         """Context in which the model has the weights that are saved and previewed."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from small_training import ROOT, addons, flags, lines, prepare, run
 from training_processes import TrainingRun
 
 from library.args import parse
-from library.checkpoints import make_recipe
+from library.checkpoints import Checkpoints, make_recipe
 from library.errors import UserError
 from library.jointdit.addons import trainable_parameters
 from library.training import Trainer, Watch
@@ -107,6 +108,13 @@ def test_checkpoints_previews_and_validation(folder, caplog):
     assert [line["step"] for line in held_out] == [4, 8]
     side_car = json.loads((experiment / "joint.json").read_text())
     assert side_car == {"depth_transform": "none", "is_attnmask_training": False, "is_txt_ids_training": False}
+
+
+def test_the_time_of_saving_is_not_in_the_rate(folder, monkeypatch):
+    save = Checkpoints.save_step_addons
+    monkeypatch.setattr(Checkpoints, "save_step_addons", lambda self, step: (time.sleep(0.6), save(self, step)))
+    experiment = run(folder, "slow_disk", "--max_train_steps", "4", "--save_every_n_steps", "1")
+    assert max(line["samples_per_second"] for line in lines(experiment)[1:]) > 2
 
 
 def test_checkpointing_changes_nothing(folder):
