@@ -261,7 +261,7 @@ def read_captions(path: Path, *, flag: str = "--image_folder") -> tuple[str, ...
         UserError: no such file, or not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{flag} {path}: is not UTF-8 text") from None
     except OSError as error:

@@ -27,7 +27,7 @@ def read_prompts(path: Path, *, flag: str = "--evaluation_prompts") -> tuple[str
         UserError: no such file, or not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{flag} {path}: can't be read ({error}); give a UTF-8 text file, one prompt a line") from None
     return tuple(line.strip() for line in lines if line.strip())

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from dataset.cache import read_pair
-from dataset.jointdit_dataset import CachedPairs, PicturePairs
+from dataset.jointdit_dataset import CachedPairs, PicturePairs, read_captions
 from dataset.preprocess_args import PairsArgs, PromptsArgs
 from dataset.prompt_features import encode_prompts, read_prompt_features, read_prompts, write_prompt_features
 from library.args import parse
@@ -100,6 +100,12 @@ def test_released_flags():
     args = parse(["--image_folder", "x", "--depth_transform", "none", *RELEASED.split()], PairsArgs)
     assert args.dtype == torch.bfloat16
     assert parse(RELEASED.split(), PromptsArgs).evaluation_prompts.name == "evaluation_prompts.txt"
+
+
+def test_the_mark_that_some_editors_write_first_is_no_text(tmp_path):
+    listed = tmp_path / "prompts.txt"
+    listed.write_text("a red ball\n", encoding="utf-8-sig")
+    assert read_prompts(listed) == read_captions(listed) == ("a red ball",)
 
 
 def captions_of(pairs, index: int, draws: int = 40) -> list[str]:
