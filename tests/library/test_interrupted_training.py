@@ -111,7 +111,7 @@ def test_two_processes_killed_and_stopped(folder, whole):
 
 @pytest.mark.slow
 def test_stopped_at_random_instants(folder, whole):
-    interrupted(folder, "stopped", signal.SIGTERM, times=5, seconds=whole)
+    interrupted(folder, "stopped", signal.SIGTERM, times=20, seconds=whole)
 
 
 @pytest.mark.slow
