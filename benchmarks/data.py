@@ -1,4 +1,4 @@
-"""Speed of the data: encoding in preprocessing step 2, and reading the cached set in training.
+"""Speed of the data: pictures taken in by preprocessing step 1, encoding in step 2, reading the cached set in training.
 
 Everything is made here, of random pictures and features; nothing is downloaded. Reading is compared with plain
 sequential reading of the very same files, in turns, from the disk (their pages are dropped from memory first) and from
@@ -17,12 +17,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from PIL import Image
 
 from dataset.cache import CachedPair, claim_folder, pair_to_bytes
 from dataset.encode_folder import FolderEncoder
+from dataset.intake import FitRule, Intake
 from dataset.jointdit_dataset import CachedPairs, PicturePairs
 from dataset.layout import Layout, sample_name
 from dataset.shards import write_shard
+from dataset.sources import list_sources
 from library.args import Flags, flag, parse
 from library.cli import run_main, say, set_threads
 from library.data_order import DataOrder, MicroBatches
@@ -47,6 +50,7 @@ class DataArgs(Flags):
     """Flags of this benchmark."""
 
     samples: int = flag(256, help="cached samples of full size (4.5 MB each) to read", minimum=8)
+    originals: int = flag(100, help="pictures of 1024 x 768 for step 1 to take in; 0 leaves it away", minimum=0)
     pictures: int = flag(8, help="pairs to encode with each autoencoder; 0 measures reading only", minimum=0)
     rounds: int = flag(3, help="rounds of reading; medians are told", minimum=1)
     batch_size: int = flag(4, help="samples a batch", minimum=1)
@@ -203,6 +207,23 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def measure_intake(root: Path, *, count: int) -> dict[str, float]:
+    """Pictures a second that step 1 reads, scales to 512 x 512 and writes: JPEGs of smooth noise at 1024 x 768."""
+    root.mkdir(parents=True)
+    for index in range(count):
+        noise_3hw = torch.rand(3, 48, 64, generator=generator_for(0, "original", index))
+        pixels_hw3 = (noise_3hw.permute(1, 2, 0) * 255).byte().numpy()
+        Image.fromarray(pixels_hw3).resize((1024, 768), Image.Resampling.BICUBIC).save(root / f"{index:05d}.jpg")
+    layout = Layout(root)
+    intake = Intake(layout, rule=FitRule(resolution=512), originals="keep")
+    begin = time.perf_counter()
+    for source in list_sources(layout):
+        intake.take(source)
+    rate = count / (time.perf_counter() - begin)
+    say(f"1024 x 768 JPEG to 512 x 512 PNG: {rate:.1f} pictures/s taken in")
+    return {"1024 x 768 JPEG to 512 x 512 PNG": rate}
+
+
 def measure_encoding(root: Path, *, count: int) -> dict[str, float]:
     """Pairs a second that step 2 encodes, by autoencoder and size."""
     embedded = load_autoencoder(embedded_files(("ae",))["ae"])
@@ -222,6 +243,7 @@ def main() -> None:
     set_threads(args.num_threads)
     with TemporaryDirectory(dir=args.folder, prefix="jointdit-benchmark-") as name:
         root = Path(name)
+        intake = measure_intake(root / "originals", count=args.originals) if args.originals else {}
         rates = measure_encoding(root, count=args.pictures) if args.pictures else {}
         rows = []
         for kind, shard_size in (("files", None), ("shards", 32)):
@@ -231,7 +253,9 @@ def main() -> None:
     if args.markdown is not None:
         write_text(args.markdown, table(rows) + "\n")
     if args.json is not None:
-        write_json(args.json, {"encoded_pairs_per_second": rates, "reading": [asdict(row) for row in rows]})
+        reading = [asdict(row) for row in rows]
+        figures = {"pictures_taken_in_per_second": intake, "encoded_pairs_per_second": rates, "reading": reading}
+        write_json(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "benchmarks/data.py", "--pictures", "0", "--batch_size", "1", *flags]
+    command = [sys.executable, "benchmarks/data.py", "--pictures", "0", "--originals", "2", "--batch_size", "1", *flags]
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
     )
@@ -23,7 +23,9 @@ def test_reading_is_compared_with_plain_reading(tmp_path):
     flags = ("--samples", "10", "--rounds", "1", "--workers", "0", "2", "--folder", str(tmp_path))
     done = run(*flags, "--json", str(tmp_path / "figures.json"), "--markdown", str(tmp_path / "table.md"))
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "figures.json").read_text())["reading"]
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert all(rate > 0 for rate in figures["pictures_taken_in_per_second"].values())
+    rows = figures["reading"]
     ways = {(row["files"], row["source"], row["way"]) for row in rows}
     assert len(ways) == len(rows) == 2 * 2 * 3
     assert all(row["share"] == 1 for row in rows if row["way"] == "plain")
