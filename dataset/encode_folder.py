@@ -26,7 +26,7 @@ from library.batches import concatenate_text, text_rows
 from library.cli import is_main_process, process_count, process_rank
 from library.encoding import LatentEncoder, PromptEncoder
 from library.errors import UserError
-from library.files import write_atomically
+from library.files import left_overs, write_atomically
 from library.flux.text import TextFeatures
 from library.loading import BadSample
 from library.modality import MODALITIES
@@ -203,7 +203,7 @@ def finish(pairs: PicturePairs, *, stamp: str, skipped: int) -> None:
     index = list_cache(pairs.layout, stamp=stamp, flag="--image_folder")
     if len(index) + skipped < len(pairs.names):
         return
-    remains = list(pairs.layout.cache.glob(".*.tmp.*"))
+    remains = left_overs(pairs.layout.cache)
     for path in remains:
         path.unlink(missing_ok=True)
     if remains:

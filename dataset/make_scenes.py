@@ -26,7 +26,7 @@ from dataset.synthetic import GENERATOR_VERSION, render_batch
 from dataset.workers import map_in_workers
 from library.cli import local_rank, process_count, process_rank, run_main, say, set_threads
 from library.errors import UserError
-from library.files import write_atomically, write_json, write_text
+from library.files import left_overs, write_atomically, write_json, write_text
 from library.flags import Flags, flag, parse
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def _find_missing(layout: Layout, args: ScenesArgs) -> bytearray:
 def _remove_leftovers(layout: Layout, args: ScenesArgs, missing: bytearray) -> None:
     """Delete half-written files that a killed run left of scenes which only this process is about to make."""
     for folder in (layout.processed_images, layout.depthmaps, layout.metric_depth, layout.text_prompts, layout.scenes):
-        for path in folder.glob(".*.tmp*"):
+        for path in left_overs(folder):
             name = path.name[1:].split(".")[0]
             if name.isdecimal() and 0 <= int(name) - args.start < args.count and missing[int(name) - args.start]:
                 path.unlink(missing_ok=True)

@@ -12,12 +12,10 @@ from dataset.layout import PromptLayout
 from library.batches import PromptFeatures, concatenate_text, text_rows
 from library.encoding import PromptEncoder
 from library.errors import UserError
-from library.files import write_json
+from library.files import left_overs, write_json
 from library.flux.text import EMPTY_PROMPT
 
 log = logging.getLogger(__name__)
-
-_BEGUN = (".*.tmp.*", ".tmp??????")  # what a run that was killed had begun, as we and as safetensors name it
 
 
 def read_prompts(path: Path, *, flag: str = "--evaluation_prompts") -> tuple[str, ...]:
@@ -49,9 +47,8 @@ def write_prompt_features(
     layout = PromptLayout(folder)
     for path in (layout.empty_meta, layout.evaluation_meta):
         path.unlink(missing_ok=True)
-        for pattern in _BEGUN:
-            for begun in path.parent.glob(pattern):
-                begun.unlink(missing_ok=True)
+        for begun in left_overs(path.parent):
+            begun.unlink(missing_ok=True)
     write_text_features(layout.empty, features.empty, dtype=dtype)
     for number in range(len(features.prompts)):
         assert features.evaluation is not None

@@ -16,9 +16,8 @@ from torch import distributed
 from dataset.layout import DEPTHMAPS, PROCESSED_IMAGES, Layout
 from library.cli import is_main_process, process_count
 from library.errors import UserError
-from library.files import write_json
+from library.files import TEMPORARY, write_json
 
-_TEMPORARY = re.compile(r"\..*\.\d+\.tmp(\.[^.]*)?", re.DOTALL)  # as `write_atomically` names them
 _COPY = re.compile(r"\.copy\.\d+\.tmp")  # as `dataset.intake` does; what else is hidden there is the user's
 _REPORT = re.compile(r"\.step1\.\d+\.tmp\.jsonl?")
 _LONGEST_WAIT = timedelta(days=30)  # for a process that still makes captions
@@ -72,7 +71,7 @@ def claim_sizes(layout: Layout, flags: dict[str, Any]) -> None:
 def remove_leftovers(layout: Layout) -> None:
     """Remove files that a killed process had begun: temporary ones and parts of the report."""
     ours = (layout.processed_images, layout.depthmaps, layout.text_prompts)
-    for folder, pattern in (*((folder, _TEMPORARY) for folder in ours), (layout.raw_images, _COPY)):
+    for folder, pattern in (*((folder, TEMPORARY) for folder in ours), (layout.raw_images, _COPY)):
         for path, _, names in os.walk(folder):
             for name in filter(pattern.fullmatch, names):
                 os.unlink(os.path.join(path, name))

@@ -2,7 +2,6 @@
 
 import fcntl
 import logging
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +10,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from library.errors import UserError
+from library.files import is_left_over
 from library.training_state import list_states
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-# What library.files and library.training_state write to first, and safetensors by itself (.tmpXXXXXX).
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?|\.tmp\w{6}")
 
 
 @contextmanager
@@ -59,7 +57,7 @@ def open_experiment(folder: Path, *, resume: bool, main_process: bool = True) ->
 def remove_left_overs(folder: Path) -> None:
     """Delete the temporary files and folders of killed runs."""
     for path in sorted(folder.rglob(".*")):
-        if _TEMPORARY.fullmatch(path.name):
+        if is_left_over(path):
             log.info("Removing %s, left by a run that was killed", path)
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

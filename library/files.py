@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,19 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+
+TEMPORARY = re.compile(r"\..*\.\d+\.tmp(\.[^.]*)?", re.DOTALL)  # names that `write_atomically` writes to first
+_SAFETENSORS_TEMPORARY = re.compile(r"\.tmp\w{6}")  # names that safetensors writes to before that
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a file or folder has a name that nothing finished has: a run was killed while it wrote."""
+    return bool(TEMPORARY.fullmatch(path.name) or _SAFETENSORS_TEMPORARY.fullmatch(path.name))
+
+
+def left_overs(folder: Path) -> list[Path]:
+    """List what killed runs left in a folder, not in those below it; nothing if there is no such folder."""
+    return [path for path in folder.glob(".*") if is_left_over(path)]
 
 
 @contextmanager
