@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, h w rows and columns.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -46,34 +47,29 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PixelBatch:
+class RawBatch:
+    """Pairs of which encoders make a `Batch`: both modalities, and the prompts as they are."""
+
+    rgb_BChw: Tensor
+    depth_BChw: Tensor
+    prompts: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def pin_memory(self) -> Self:
+        """Pin all tensors."""
+        return replace(self, rgb_BChw=self.rgb_BChw.pin_memory(), depth_BChw=self.depth_BChw.pin_memory())
+
+
+class PixelBatch(RawBatch):
     """Pairs before the encoders: pixels of both modalities in [-1, 1], three channels each, and the prompts."""
 
-    rgb_BChw: Tensor
-    depth_BChw: Tensor
-    prompts: tuple[str, ...]
-    names: tuple[str, ...]
-
-    def pin_memory(self) -> "PixelBatch":
-        """Pin all tensors."""
-        return replace(self, rgb_BChw=self.rgb_BChw.pin_memory(), depth_BChw=self.depth_BChw.pin_memory())
+    __slots__ = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatentBatch:
+class LatentBatch(RawBatch):
     """Pairs whose latents are cached but not their text: scaled latents of both modalities, and the prompts."""
 
-    rgb_BChw: Tensor
-    depth_BChw: Tensor
-    prompts: tuple[str, ...]
-    names: tuple[str, ...]
-
-    def pin_memory(self) -> "LatentBatch":
-        """Pin all tensors."""
-        return replace(self, rgb_BChw=self.rgb_BChw.pin_memory(), depth_BChw=self.depth_BChw.pin_memory())
-
-
-RawBatch = PixelBatch | LatentBatch  # what encoders make a `Batch` of
+    __slots__ = ()
 
 
 def text_tensors(text: TextFeatures) -> dict[str, Tensor]:
