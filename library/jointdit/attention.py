@@ -32,11 +32,6 @@ def paper_weights(t_MB: Tensor) -> Tensor:
     return torch.sigmoid(ALPHA * (_share(1 - t_MB).flip(0) - 0.5))
 
 
-def no_weights(t_MB: Tensor) -> Tensor:
-    """w = 1: the ablation without scheduling weights (paper, Tables 3 and 4)."""
-    return torch.ones_like(t_MB)
-
-
 def reversed_weights(t_MB: Tensor) -> Tensor:
     """The released weights the wrong way round, a control: the cleaner modality listens more."""
     return released_weights(t_MB).flip(0)
@@ -50,7 +45,7 @@ def constant_weights(value: float) -> Weighting:
 WEIGHTINGS: dict[str, Weighting] = {
     "released": released_weights,
     "paper": paper_weights,
-    "none": no_weights,
+    "none": constant_weights(1.0),  # the ablation of JointDiT, Tables 3 and 4
     "reversed": reversed_weights,
     "constant_0.5": constant_weights(0.5),  # what the released weights are where both levels are the same
     "constant_0.82": constant_weights(0.82),  # the most they can be: sigmoid(1.5)
