@@ -18,7 +18,7 @@ from library.jointdit.addons import AddonSettings, save_addons
 from library.jointdit.model import JointDiT
 from library.sharding import gathered, whole
 from library.training_args import PRECISIONS, DataArgs, RecipeArgs, TrainingArgs
-from library.training_state import LATEST, Progress, resume_state, save_state, set_aside_later
+from library.training_state import LATEST, Progress, resume_state, save_state, set_aside_later, state_path
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Checkpoints:
 
     def save_state(self, step: int) -> Path:
         """Write what resuming at `step` needs."""
-        path = self.folder / f"state_step_{step:08d}"
+        path = state_path(self.folder, step)
         self.require_finite(step)
         if self.accelerator.is_main_process or self.args.shard_model:
             with writing(path, experiment=self.folder):

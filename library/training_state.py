@@ -45,6 +45,11 @@ class Progress:
     scaler: GradScaler | None = None  # of fp16
 
 
+def state_path(folder: Path, step: int) -> Path:
+    """Path of the state of a step."""
+    return folder / f"state_step_{step:08d}"
+
+
 def save_state(
     folder: Path,
     progress: Progress,
@@ -60,7 +65,7 @@ def save_state(
     newest `keep` are deleted, after the new one is on the disk; states of later steps aren't this run's and stay.
     Where processes share the model, all must call this, and one `writes`.
     """
-    final = folder / f"state_step_{step:08d}"
+    final = state_path(folder, step)
     if (final / "state.json").is_file():
         return final
     tensors, plain = _optimizer_to_files(progress.optimizer, names=list(progress.parameters))
