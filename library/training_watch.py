@@ -34,21 +34,13 @@ def fixed_batches(
     *,
     count: int,
     batch_size: int,
-    encode: Callable[[RawBatch], Batch] | None,
-    device: torch.device,
+    on_device: Callable[[Batch | RawBatch], Batch],
     rank: int = 0,
     processes: int = 1,
 ) -> list[Batch]:
-    """Read the first `count` samples as batches on `device`: those that fall to process `rank`."""
-    batches = []
-    for number, batch in enumerate(first_batches(pairs, count=count, batch_size=batch_size)):
-        if number % processes != rank:
-            continue
-        if not isinstance(batch, Batch):
-            assert encode is not None, "pixels and prompts need encoders"
-            batch = encode(batch)
-        batches.append(batch.to(device))
-    return batches
+    """Read the first `count` samples as batches, `on_device`: those that fall to process `rank`."""
+    batches = enumerate(first_batches(pairs, count=count, batch_size=batch_size))
+    return [on_device(batch) for number, batch in batches if number % processes == rank]
 
 
 def _share(trainer: Trainer) -> dict[str, int]:
@@ -66,8 +58,7 @@ def _validation(trainer: Trainer, held_out: Pairs) -> Callable[[nn.Module, int],
             held_out,
             count=args.val_samples,
             batch_size=args.train_batch_size,
-            encode=trainer.encode,
-            device=accelerator.device,
+            on_device=trainer.on_device,
             **_share(trainer),
         )
         own = validation_loss(model, batches, guidance=args.guidance_scale)
@@ -86,9 +77,7 @@ def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
     path = frozen_paths(args, "ae")["ae"]
     autoencoder = load_autoencoder(path, dtype=torch.float32, device=accelerator.device)
     # One pair more than is shown, for its size, so that --sample_pairs 0 works too.
-    shown = fixed_batches(
-        pairs, count=max(1, args.sample_pairs), batch_size=1, encode=trainer.encode, device=accelerator.device
-    )
+    shown = fixed_batches(pairs, count=max(1, args.sample_pairs), batch_size=1, on_device=trainer.on_device)
     size = tuple(shown[0].rgb_BChw.shape[-2:])
     if args.output_resolution is not None:
         width, height = args.output_resolution
