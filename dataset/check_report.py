@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.inspection import BAD, DOUBTS, FATAL, Tokens
-from dataset.layout import CACHE, METRIC_DEPTH, RAW_IMAGES, SCENES, Layout
+from dataset.layout import CACHE, INSTANCES, METRIC_DEPTH, RAW_IMAGES, SCENES, Layout
 from dataset.sample_index import scan
 from dataset.tally import Tally
 
@@ -83,6 +83,7 @@ class Report:
             "depthmaps": (layout.depthmaps, ".npy"),
             "text_prompts": (layout.text_prompts, ".txt"),
             METRIC_DEPTH: (layout.metric_depth, ".npy"),
+            INSTANCES: (layout.instances, ".png"),
             SCENES: (layout.scenes, ".json"),
         }
         counts = {name: sum(1 for _ in scan(folder, ending)) for name, (folder, ending) in folders.items()}
@@ -96,7 +97,7 @@ class Report:
         text = "" if count["features"] or not self.cached else " (without text)"
         missing = f"  missing for {count['uncached']}" if count["uncached"] and self.cached else ""
         yield f"  {CACHE:<15} {self.cached:>9}{missing}{text}"
-        others = [f"{name} {files[name]}" for name in (RAW_IMAGES, METRIC_DEPTH, SCENES) if files[name]]
+        others = [f"{name} {files[name]}" for name in (RAW_IMAGES, METRIC_DEPTH, INSTANCES, SCENES) if files[name]]
         if others:
             yield f"  also: {', '.join(others)}"
 

@@ -10,6 +10,7 @@ PROCESSED_IMAGES = MODALITIES["rgb"].folder
 DEPTHMAPS = MODALITIES["depth"].folder
 TEXT_PROMPTS = "text_prompts"
 METRIC_DEPTH = "metric_depth"
+INSTANCES = "instances"
 SCENES = "scenes"
 CACHE = "cache"
 CACHE_META = "meta.json"
@@ -24,7 +25,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of processed images; in l
 
 # What this project writes into a prepared folder: never taken for pictures of the user's.
 OWN_FOLDERS = (
-    RAW_IMAGES, PROCESSED_IMAGES, DEPTHMAPS, TEXT_PROMPTS, METRIC_DEPTH, SCENES, CACHE, EMPTY_PROMPTS,
+    RAW_IMAGES, PROCESSED_IMAGES, DEPTHMAPS, TEXT_PROMPTS, METRIC_DEPTH, INSTANCES, SCENES, CACHE, EMPTY_PROMPTS,
     EVALUATION_PROMPTS, INDEX,
 )  # fmt: skip
 OWN_FILES = (STEP1_REPORT, STEP1_SETTINGS)
@@ -63,6 +64,11 @@ class Layout:
     def metric_depth(self) -> Path:
         """Folder of metric depth along the camera's axis in metres, NAME.npy, float32 (h, w), sky inf."""
         return Path(self.root) / METRIC_DEPTH
+
+    @property
+    def instances(self) -> Path:
+        """Folder of the visible objects, NAME.png, 8 bits: the object's place in the scene record, from 1; else 0."""
+        return Path(self.root) / INSTANCES
 
     @property
     def scenes(self) -> Path:
@@ -131,6 +137,10 @@ class Layout:
     def metric(self, name: str) -> Path:
         """Path of a sample's metric depth."""
         return self.metric_depth / f"{name}.npy"
+
+    def instance_map(self, name: str) -> Path:
+        """Path of a sample's map of visible objects."""
+        return self.instances / f"{name}.png"
 
     def scene(self, name: str) -> Path:
         """Path of a sample's scene record."""

@@ -1,4 +1,4 @@
-"""Write synthetic scenes as a prepared image folder: images, disparity, captions, metric depth and records.
+"""Write synthetic scenes as a prepared image folder: images, disparity, captions, metric depth, objects and records.
 
     python dataset/make_scenes.py --output FOLDER --count 1000 --size 128 --seed 0 --workers 4
 
@@ -63,10 +63,12 @@ def save_scenes(indices: list[int], *, layout: Layout, seed: int, size: int, dev
     batch = render_batch(seed, indices, size, device)
     rgb_Bhw3 = (batch.rgb_B3hw * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     metric_Bhw, disparity_Bhw = batch.metric_Bhw.cpu().numpy(), batch.disparity_Bhw.cpu().numpy()
+    instance_Bhw = (batch.ids_Bhw + 1).byte().cpu().numpy()
     for b, index in enumerate(indices):
         name = sample_name(index)
-        with write_atomically(layout.image(name)) as path:
-            Image.fromarray(rgb_Bhw3[b]).save(path, compress_level=1)
+        for target, pixels in ((layout.image(name), rgb_Bhw3[b]), (layout.instance_map(name), instance_Bhw[b])):
+            with write_atomically(target) as path:
+                Image.fromarray(pixels).save(path, compress_level=1)
         for target, values_hw in ((layout.depthmap(name), disparity_Bhw[b]), (layout.metric(name), metric_Bhw[b])):
             with write_atomically(target) as path:
                 np.save(path, np.ascontiguousarray(values_hw))
@@ -119,7 +121,8 @@ def _find_missing(layout: Layout, args: ScenesArgs) -> bytearray:
 
 def _remove_leftovers(layout: Layout, args: ScenesArgs, missing: bytearray) -> None:
     """Delete half-written files that a killed run left of scenes which only this process is about to make."""
-    for folder in (layout.processed_images, layout.depthmaps, layout.metric_depth, layout.text_prompts, layout.scenes):
+    samples = (layout.processed_images, layout.depthmaps, layout.text_prompts)
+    for folder in (*samples, layout.metric_depth, layout.instances, layout.scenes):
         for path in left_overs(folder):
             name = path.name[1:].split(".")[0]
             if name.isdecimal() and 0 <= int(name) - args.start < args.count and missing[int(name) - args.start]:

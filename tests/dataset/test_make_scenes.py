@@ -62,6 +62,8 @@ def test_command_fills_a_folder_and_goes_on_where_it_stopped(tmp_path):
         assert np.array_equal(np.asarray(image), (truth.rgb_B3hw[0] * 255).round().byte().permute(1, 2, 0).numpy())
     assert np.array_equal(np.load(layout.depthmap("00000001")), truth.disparity_Bhw[0].numpy())
     assert np.array_equal(np.load(layout.metric("00000001")), truth.metric_Bhw[0].numpy())
+    with Image.open(layout.instance_map("00000001")) as image:
+        assert np.array_equal(np.asarray(image), truth.ids_Bhw[0].numpy() + 1) and image.mode == "L"
     assert np.load(layout.depthmap("00000001")).dtype == np.float32
     assert layout.prompt("00000001").read_text(encoding="utf-8") == truth.captions[0] + "\n"
     assert json.loads(layout.scene("00000001").read_text(encoding="utf-8")) == truth.records[0]
@@ -146,7 +148,7 @@ def test_killed_at_twenty_instants(tmp_path):
     quiet = tmp_path / "quiet"
     seconds, changes = quiet_run(quiet, run(quiet), notes=tmp_path / "counted")
     expected = content(quiet)
-    assert changes > 100 and len(expected) == 50
+    assert changes > 100 and len(expected) == 60
     draws = np.random.default_rng(7)
     for kill in range(20):
         folder = tmp_path / f"killed {kill}"
