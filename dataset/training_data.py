@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from dataset.cache import TEXT_KEYS, UNKNOWN, fingerprint
 from dataset.jointdit_dataset import CachedPairs, PicturePairs
@@ -30,13 +31,17 @@ _LATENT_KEYS = ("ae", "text")
 class TrainingData:
     """Training pairs, held-out pairs (if a folder of them is given) and prompts.
 
-    `encode` makes batches of what the pairs give where pixels, or captions, are still to be encoded.
+    `encode` makes batches of what the pairs give where pixels, or captions, are still to be encoded; `networks` are
+    those it does so by, on whatever device. `text_precision` is that of text encoders which ran, be it once for the
+    prompts; None where all text was cached.
     """
 
     pairs: Pairs
     held_out: Pairs | None
     prompts: PromptFeatures
     encode: Callable[[Any], Batch] | None
+    networks: tuple[nn.Module, ...] = ()
+    text_precision: torch.dtype | None = None
 
 
 def open_training_data(args: TrainingArgs, *, device: torch.device, dtype: torch.dtype) -> TrainingData:
@@ -58,22 +63,27 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
     if args.validation_folder is not None:
         held_out = open_folder(args.validation_folder, "--validation_folder")
         _check_same(pairs.meta, held_out.meta, folder=args.validation_folder)
-    if not pairs.has_text:
-        encoder = _prompt_encoder(args, device, dtype)
-        prompts = encode_prompts(encoder, read_prompts(args.evaluation_prompts))
-        return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=encoder.complete)
-    prompts = _cached_prompts(args, pairs.meta, device, dtype)
-    return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=None)
+    prompts = _cached_prompts(args, pairs.meta) if pairs.has_text else None
+    if prompts is not None:
+        if args.text_encoder_device is not None:
+            log.warning("--text_encoder_device %s: has no effect: all text is cached", args.text_encoder_device)
+        return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=None)
+    encoder = _prompt_encoder(args, device, dtype)
+    return TrainingData(
+        pairs=pairs,
+        held_out=held_out,
+        prompts=encode_prompts(encoder, read_prompts(args.evaluation_prompts)),
+        encode=None if pairs.has_text else encoder.complete,
+        networks=() if pairs.has_text else encoder.networks,
+        text_precision=encoder.precision,
+    )
 
 
-def _cached_prompts(
-    args: TrainingArgs, meta: dict[str, Any], device: torch.device, dtype: torch.dtype
-) -> PromptFeatures:
-    """The prompts that step 3 has encoded, or else encoded now."""
+def _cached_prompts(args: TrainingArgs, meta: dict[str, Any]) -> PromptFeatures | None:
+    """The prompts that step 3 has encoded for this cache, if it has."""
     prompts = read_prompt_features(args.prompt_folder, made_by={key: meta[key] for key in TEXT_KEYS})
     if prompts is None:
         log.info("No prompts cached in %s by preprocess_step3.py; encoding them now", args.prompt_folder)
-        prompts = encode_prompts(_prompt_encoder(args, device, dtype), read_prompts(args.evaluation_prompts))
     elif args.is_txt_ids_training:
         evaluation = number_text(prompts.evaluation) if prompts.evaluation is not None else None
         prompts = PromptFeatures(empty=number_text(prompts.empty), prompts=prompts.prompts, evaluation=evaluation)
@@ -96,12 +106,19 @@ def _open_pictures(args: TrainingArgs, device: torch.device, dtype: torch.dtype)
     prompt_encoder = _prompt_encoder(args, device, dtype)
     autoencoder = load_autoencoder(paths["ae"], dtype=torch.float32, device=device)
     latents = LatentEncoder(autoencoder=autoencoder, posterior=args.posterior, seed=args.seed)
-    prompts = encode_prompts(prompt_encoder, read_prompts(args.evaluation_prompts))
-    encode = PairEncoder(latents=latents, prompts=prompt_encoder).encode
-    return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=encode)
+    return TrainingData(
+        pairs=pairs,
+        held_out=held_out,
+        prompts=encode_prompts(prompt_encoder, read_prompts(args.evaluation_prompts)),
+        encode=PairEncoder(latents=latents, prompts=prompt_encoder).encode,
+        networks=(autoencoder, *prompt_encoder.networks),
+        text_precision=prompt_encoder.precision,
+    )
 
 
 def _prompt_encoder(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -> PromptEncoder:
+    """Load the text encoders to where training computes, or where `--text_encoder_device` says."""
+    device, dtype = args.text_encoder_place(device=device, dtype=dtype)
     paths = frozen_paths(args, "clip_l", "t5xxl")
     encoders = load_text_encoders(
         paths["clip_l"],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.batches import Batch, LatentBatch, PixelBatch
 from library.flux.autoencoder import Autoencoder
@@ -22,6 +22,16 @@ class PromptEncoder:
     encoders: TextEncoders
     with_mask: bool = False
     with_ids: bool = False
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Both text encoders."""
+        return self.encoders.clip, self.encoders.t5
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the text encoders compute in."""
+        return self.encoders.t5.dtype
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Encode prompts to float32 features."""
@@ -68,7 +78,7 @@ class PairEncoder:
     prompts: PromptEncoder
 
     def encode(self, pixels: PixelBatch) -> Batch:
-        """Pixels and prompts -> what the loss takes, on the encoders' device."""
+        """Pixels and prompts -> what the loss takes, each part on the device of the network that made it."""
         return Batch(
             rgb_BChw=self.latents.encode(pixels.rgb_BChw, names=pixels.names, modality="rgb"),
             depth_BChw=self.latents.encode(pixels.depth_BChw, names=pixels.names, modality="depth"),

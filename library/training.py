@@ -5,7 +5,7 @@ A step is a pure function of the weights and (seed, step): `optimize` reads as t
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -67,13 +67,20 @@ class Trainer:
         pairs: Pairs,
         prompts: PromptFeatures,
         encode: Callable[[RawBatch], Batch] | None = None,
+        networks: Sequence[nn.Module] = (),
+        text_precision: torch.dtype | None = None,
     ) -> None:
-        """Prepare a run; `encode` makes batches of what `pairs` gives where not everything is cached."""
+        """Prepare a run.
+
+        `encode` makes batches of what `pairs` gives where not everything is cached, by `networks`; `text_precision` is
+        that of text encoders which ran.
+        """
         self.args = args
         self.accelerator = accelerator
         self.pairs = pairs
         self.prompts = prompts
         self.encode = encode
+        self.networks = [*networks]
         self.order = DataOrder(
             count=len(pairs.names),
             batch_size=args.train_batch_size,
@@ -139,6 +146,7 @@ class Trainer:
                 precision=accelerator.mixed_precision,
                 base=settings.base,
                 encodes_text=encode is not None,
+                text_precision=text_precision,
             ),
             weights_to_show=self.weights_to_show,
         )
@@ -279,6 +287,7 @@ class Trainer:
             device=accelerator.device,
             average=self.average is not None,
             one_gradient_at_a_time=args.fused_backward_pass,
+            encoders=self.networks,
         )
         log.info("Expected memory of each process on %s before activations: %s", accelerator.device, memory)
 

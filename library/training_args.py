@@ -1,5 +1,6 @@
 """The flags of `train.py`: those of the released training command, and ours."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -234,6 +235,10 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
         super().__post_init__()
         if self.max_train_steps is None and self.max_train_epochs is None:
             raise UserError("--max_train_epochs: how long to train isn't said; give it or --max_train_steps")
+    text_encoder_device: str | None = flag(
+        None, help="where captions and prompts that aren't cached are encoded: cpu (in float32), cuda:1, ... (default: "
+        "where training computes)", metavar="DEVICE",
+    )  # fmt: skip
         if self.timestep_sampling != "shift" and self.discrete_flow_shift != SHIFT:
             raise UserError(
                 f"--discrete_flow_shift {self.discrete_flow_shift}: has no effect on --timestep_sampling "
@@ -258,6 +263,10 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
                 raise UserError(f"--{name} {value!r}: must be a plain name, without folders")
 
     def _check_fused(self) -> None:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.text_encoder_device or "cpu"):
+            raise UserError(
+                f"--text_encoder_device {self.text_encoder_device}: is no device; give cpu, cuda, cuda:1, ... or mps"
+            )
         """Refuse what needs all gradients at once."""
         if not self.fused_backward_pass:
             return
@@ -277,6 +286,25 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
         """Ranks of fresh adapters."""
         first, second = self.vector_in_ranks
         return LoraRanks(blocks=self.lora_rank, vector_in=first, vector_out=second, text_in=self.txt_in_rank)
+    def text_encoder_place(self, *, device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
+        """Return the text encoders' device and precision: by default those of training, given here.
+
+        On a CPU named by the flag it is float32, since half precision is slow there.
+
+        Raises:
+            UserError: the device isn't there.
+        """
+        if self.text_encoder_device is None:
+            return device, dtype
+        place = torch.device(self.text_encoder_device)
+        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        if place.type != "cpu" and (place.index or 0) >= there[place.type]:
+            raise UserError(
+                f"--text_encoder_device {self.text_encoder_device}: this PyTorch sees {there[place.type]} "
+                f"{place.type.upper()} devices; name another, or leave it away"
+            )
+        return place, torch.float32 if place.type == "cpu" else dtype
+
 
     @property
     def experiment(self) -> Path:

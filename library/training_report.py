@@ -1,6 +1,6 @@
 """What a run says before its first step: what is trained on what, how, and what memory that takes."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +36,12 @@ class MemoryEstimate:
     gradients: int
     optimizer: int
     average: int
+    encoders: int
 
     @property
     def total(self) -> int:
         """Sum of all parts."""
-        return self.frozen + self.trained + self.gradients + self.optimizer + self.average
+        return self.frozen + self.trained + self.gradients + self.optimizer + self.average + self.encoders
 
     def __str__(self) -> str:
         parts = {
@@ -49,6 +50,7 @@ class MemoryEstimate:
             "gradients": self.gradients,
             "optimizer": self.optimizer,
             "running average": self.average,
+            "encoders": self.encoders,
         }
         sums = " + ".join(f"{size / GIGABYTE:.2f} {name}" for name, size in parts.items() if size)
         return f"{self.total / GIGABYTE:.2f} GB = {sums}"
@@ -62,26 +64,37 @@ def estimate_memory(
     device: torch.device,
     average: bool = False,
     one_gradient_at_a_time: bool = False,
+    encoders: Iterable[nn.Module] = (),
 ) -> MemoryEstimate:
     """Estimate what training holds on `device`.
 
     Frozen weights as they lie there (blocks swapped to the CPU don't count), trained weights, as many bytes again for
     their gradients (`one_gradient_at_a_time`: only the largest), the optimizer's bytes per weight as tried out on a
-    small one, and 4 bytes a weight for the running average.
+    small one, 4 bytes a weight for the running average, and those of the `encoders` that lie there.
     """
     own = {id(tensor) for tensor in trained}
-    held = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == device.type]
-    on_device = [own_part(tensor) for tensor in held if id(tensor) not in own]
     trained = [own_part(tensor) for tensor in trained]
     sizes = [tensor.numel() * tensor.element_size() for tensor in trained]
     weights = sum(tensor.numel() for tensor in trained)
     return MemoryEstimate(
-        frozen=sum(tensor.numel() * tensor.element_size() for tensor in on_device),
+        frozen=_bytes_on(device, (tensor for tensor in _tensors_of(model) if id(tensor) not in own)),
         trained=sum(sizes),
         gradients=max(sizes) if one_gradient_at_a_time else sum(sizes),
         optimizer=round(weights * optimizer_bytes_per_weight(make_optimizer, device=device)),
         average=4 * weights if average else 0,
+        encoders=_bytes_on(device, (tensor for network in encoders for tensor in _tensors_of(network))),
     )
+
+
+def _tensors_of(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def _bytes_on(device: torch.device, tensors: Iterable[Tensor]) -> int:
+    place = torch.empty(0, device=device).device  # "cuda" alone doesn't say which
+    own = [part for part in map(own_part, tensors) if part.device == place]
+    return sum(part.numel() * part.element_size() for part in own)
 
 
 def optimizer_bytes_per_weight(

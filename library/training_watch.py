@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from library.batches import Batch, PromptFeatures, RawBatch
+from library.flux.autoencoder import Autoencoder
 from library.flux.latents import PIXELS_PER_LATENT
 from library.flux.weights import load_autoencoder, variant_of
 from library.loading import Pairs, first_batches
@@ -74,8 +75,10 @@ def _validation(trainer: Trainer, held_out: Pairs) -> Callable[[nn.Module, int],
 
 def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
     args, accelerator = trainer.args, trainer.accelerator
-    path = frozen_paths(args, "ae")["ae"]
-    autoencoder = load_autoencoder(path, dtype=torch.float32, device=accelerator.device)
+    autoencoder = next((network for network in trainer.networks if isinstance(network, Autoencoder)), None)
+    if autoencoder is None:
+        autoencoder = load_autoencoder(frozen_paths(args, "ae")["ae"], dtype=torch.float32, device=accelerator.device)
+        trainer.networks.append(autoencoder)
     # One pair more than is shown, for its size, so that --sample_pairs 0 works too.
     shown = fixed_batches(pairs, count=max(1, args.sample_pairs), batch_size=1, on_device=trainer.on_device)
     size = tuple(shown[0].rgb_BChw.shape[-2:])

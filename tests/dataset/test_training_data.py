@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from fake_folder import NAMES, write_autoencoder, write_base, write_cache, write_pictures, write_prompts
 from filled_folder import fill
 from safetensors.torch import load_file
@@ -11,6 +12,7 @@ from training_processes import TrainingRun
 
 from dataset.training_data import open_training_data
 from library.args import parse
+from library.batches import text_tensors
 from library.errors import UserError
 from library.files import write_json
 from library.training_args import TrainingArgs
@@ -79,16 +81,46 @@ def test_pictures_with_text_on_the_fly_and_mirroring(tmp_path):
     assert plain["addons"].read_bytes() != mirrored["addons"].read_bytes()
 
 
+def text_on_the_fly(folder, encoder) -> tuple[str, ...]:
+    """Cache latents without text; return the flags of training on them."""
+    names = ("pretrained_model_name_or_path", "clip_l", "t5xxl")
+    write_pictures(folder / "data")
+    fill(folder / "data", encoder, text=False)
+    given = (item for name in names for item in (f"--{name}", str(tiny_model()[name])))
+    return ("--image_folder", str(folder / "data"), "--is_latent_training", "--train_batch_size", "2", *given)
+
+
 @pytest.mark.slow
 def test_latents_cached_and_text_on_the_fly(tmp_path, encoder):
-    weights = {f"--{name}": str(path) for name, path in tiny_model().items() if name in ("clip_l", "t5xxl")}
-    base = ("--pretrained_model_name_or_path", str(tiny_model()["pretrained_model_name_or_path"]))
-    write_pictures(tmp_path / "data")
-    fill(tmp_path / "data", encoder, text=False)
-    given = (*base, *(item for pair in weights.items() for item in pair))
-    flags = ("--image_folder", str(tmp_path / "data"), "--is_latent_training", "--train_batch_size", "2", *given)
-    done = train(tmp_path, "text_on_the_fly", *flags)
+    flags = text_on_the_fly(tmp_path, encoder)
+    done = train(tmp_path, "default", *flags)
     assert [line["step"] for line in done["lines"]] == [1, 2, 3, 4, 5, 6]
+    named = train(tmp_path, "named", *flags, "--text_encoder_device", "cpu")
+    assert named["addons"].read_bytes() == done["addons"].read_bytes()
+
+
+def test_text_encoders_lie_where_they_are_told(tmp_path, encoder):
+    flags = ("--max_train_steps", "1", "--text_encoder_device", "cpu", *text_on_the_fly(tmp_path, encoder))
+    # Training computes where no network of this test may get to.
+    data = open_training_data(parse(flags, TrainingArgs), device=torch.device("cuda:99"), dtype=torch.bfloat16)
+    held = {(weight.device.type, weight.dtype) for network in data.networks for weight in network.parameters()}
+    assert held == {("cpu", torch.float32)} and data.text_precision == torch.float32
+    batch = data.encode(data.pairs.collate([data.pairs.read(index) for index in range(2)]))
+    moved = text_tensors(batch.to("meta").text)
+    assert {name: (value.device.type, value.dtype) for name, value in moved.items()} == {
+        "tokens_BLD": ("meta", torch.float32),
+        "pooled_BD": ("meta", torch.float32),
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_text_encoders_on_the_cpu_feed_a_gpu(tmp_path, encoder):
+    flags = (*text_on_the_fly(tmp_path, encoder), "--device", "cuda")
+    both = [train(tmp_path, name, *flags, *more)["lines"]
+            for name, more in (("gpu", ()), ("cpu", ("--text_encoder_device", "cpu")))]  # fmt: skip
+    for one, other in zip(*both, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
 
 
 def open_data(folder, *flags: str):
@@ -96,9 +128,17 @@ def open_data(folder, *flags: str):
     return open_training_data(args, device="cpu", dtype=None)
 
 
-def test_cached_pairs_need_no_encoders(sizes):
-    data = open_data(sizes)
+def test_cached_pairs_need_no_encoders(sizes, caplog):
+    data = open_data(sizes, "--text_encoder_device", "cuda:99")
     assert data.encode is None and len(data.pairs.names) == 8 and data.prompts.prompts == ("one", "two")
+    assert (data.networks, data.text_precision) == ((), None)
+    assert caplog.messages == ["--text_encoder_device cuda:99: has no effect: all text is cached"]
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path, encoder):
+    flags = ("--max_train_steps", "1", "--text_encoder_device", "cuda:99", *text_on_the_fly(tmp_path, encoder))
+    with pytest.raises(UserError, match=r"--text_encoder_device cuda:99: this PyTorch sees \d+ CUDA devices; name an"):
+        open_training_data(parse(flags, TrainingArgs), device=torch.device("cpu"), dtype=torch.float32)
 
 
 def test_other_models_than_the_caches_are_refused(sizes, tmp_path):

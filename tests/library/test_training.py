@@ -201,6 +201,7 @@ def test_released_flags_parse_and_those_without_effect_are_named(caplog):
             ["--max_train_steps", "1", "--timestep_sampling", "sigmoid", "--discrete_flow_shift", "2"],
             "--discrete_flow_shift 2.0: has no effect on --timestep_sampling sigmoid",
         ),
+        (["--max_train_steps", "1", "--text_encoder_device", "gpu"], "--text_encoder_device gpu: is no device; give"),
     ],
 )
 def test_mistakes_in_flags(more, message):
@@ -220,6 +221,9 @@ def test_flags_of_text_encoders_that_run_must_stay():
     assert make_recipe(args, **facts, encodes_text=True) == plain | {
         "clip_activation": "gelu",
         "t5xxl_max_token_length": None,
+    }
+    assert make_recipe(args, **facts, text_precision=torch.bfloat16) == plain | {
+        "text_encoder_device": "(text encoded in bfloat16)"
     }
 
 

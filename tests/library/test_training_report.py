@@ -35,6 +35,15 @@ def test_memory_is_the_sum_of_what_is_held():
         model, trained=trained, make_optimizer=maker("sgd"), device=CPU, one_gradient_at_a_time=True
     )
     assert fused.gradients == 4 * 500 and str(fused).endswith("0.00 trained weights + 0.00 gradients")
+    with_encoders = estimate_memory(
+        model,
+        trained=trained,
+        make_optimizer=maker("sgd"),
+        device=CPU,
+        encoders=[nn.Linear(30, 20), nn.Linear(30, 20, device="meta")],
+    )
+    assert with_encoders.encoders == 4 * 620 and str(with_encoders).endswith(" + 0.00 encoders")
+    assert with_encoders.total == estimate.total + 4 * 620 - 12 * weights
     # What has been swapped elsewhere doesn't count.
     assert estimate_memory(model, trained=[], make_optimizer=maker("sgd"), device=torch.device("meta")).total == 0
 
@@ -53,6 +62,13 @@ def test_the_first_lines_say_sizes_and_memory(folder, caplog):
         "Expected memory of each process on cpu before activations: 0.00 GB = 0.00 frozen weights"
     )
     assert said[2].endswith(" running average")
+
+
+def test_networks_that_stay_are_in_the_sum(folder, caplog):
+    caplog.set_level("INFO", "library")
+    more = ("--sample_every_n_steps", "9", "--ae", str(folder / "ae.safetensors"))
+    run(folder, "previewed", "--max_train_steps", "1", *more)
+    assert any(message.startswith("Expected") and message.endswith(" encoders") for message in caplog.messages)
 
 
 def test_the_bar_shows_loss_rate_and_speed(folder, capfd):
