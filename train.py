@@ -35,9 +35,9 @@ def train(args: TrainingArgs, accelerator: Accelerator) -> None:
         pairs=data.pairs,
         prompts=data.prompts,
         encode=data.encode,
-    )
         networks=data.networks,
         text_precision=data.text_precision,
+    )
     add_watches(trainer, held_out=data.held_out)
     trainer.run()
 

@@ -230,15 +230,15 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
     compile: bool = flag(
         False, help="compile the blocks (needs a C++ compiler): minutes at the start, then a quarter faster or more"
     )
+    text_encoder_device: str | None = flag(
+        None, help="where captions and prompts that aren't cached are encoded: cpu (in float32), cuda:1, ... (default: "
+        "where training computes)", metavar="DEVICE",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_train_steps is None and self.max_train_epochs is None:
             raise UserError("--max_train_epochs: how long to train isn't said; give it or --max_train_steps")
-    text_encoder_device: str | None = flag(
-        None, help="where captions and prompts that aren't cached are encoded: cpu (in float32), cuda:1, ... (default: "
-        "where training computes)", metavar="DEVICE",
-    )  # fmt: skip
         if self.timestep_sampling != "shift" and self.discrete_flow_shift != SHIFT:
             raise UserError(
                 f"--discrete_flow_shift {self.discrete_flow_shift}: has no effect on --timestep_sampling "
@@ -258,15 +258,15 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
         if self.checkpoint_every > 1 and not self.gradient_checkpointing:
             raise UserError(f"--checkpoint_every {self.checkpoint_every}: needs --gradient_checkpointing; give it too")
         self._check_fused()
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.text_encoder_device or "cpu"):
+            raise UserError(
+                f"--text_encoder_device {self.text_encoder_device}: is no device; give cpu, cuda, cuda:1, ... or mps"
+            )
         for name, value in (("exp_name", self.exp_name), ("output_name", self.output_name)):
             if value in ("", "..") or Path(value).name != value:
                 raise UserError(f"--{name} {value!r}: must be a plain name, without folders")
 
     def _check_fused(self) -> None:
-        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.text_encoder_device or "cpu"):
-            raise UserError(
-                f"--text_encoder_device {self.text_encoder_device}: is no device; give cpu, cuda, cuda:1, ... or mps"
-            )
         """Refuse what needs all gradients at once."""
         if not self.fused_backward_pass:
             return
@@ -281,11 +281,6 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
                 "at once; give --max_grad_norm 0"
             )
 
-    @property
-    def ranks(self) -> LoraRanks:
-        """Ranks of fresh adapters."""
-        first, second = self.vector_in_ranks
-        return LoraRanks(blocks=self.lora_rank, vector_in=first, vector_out=second, text_in=self.txt_in_rank)
     def text_encoder_place(self, *, device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
         """Return the text encoders' device and precision: by default those of training, given here.
 
@@ -305,6 +300,11 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
             )
         return place, torch.float32 if place.type == "cpu" else dtype
 
+    @property
+    def ranks(self) -> LoraRanks:
+        """Ranks of fresh adapters."""
+        first, second = self.vector_in_ranks
+        return LoraRanks(blocks=self.lora_rank, vector_in=first, vector_out=second, text_in=self.txt_in_rank)
 
     @property
     def experiment(self) -> Path:
