@@ -8,6 +8,7 @@ from dataset.training_data import open_training_data
 from library.args import parse
 from library.cli import is_main_process, run_main, set_threads
 from library.experiment import open_experiment
+from library.launcher import as_launched
 from library.training import Trainer
 from library.training_args import TrainingArgs
 from library.training_setup import base_dtype, load_trainable, make_accelerator
@@ -16,7 +17,7 @@ from library.training_watch import add_watches
 
 def main() -> None:
     """Read the flags and take the experiment's folder."""
-    args = parse(sys.argv[1:], TrainingArgs, description="Train JointDiT's adapters and joint connections")
+    args = as_launched(parse(sys.argv[1:], TrainingArgs, description="Train JointDiT's adapters and joint connections"))
     accelerator = make_accelerator(args)
     with open_experiment(args.experiment, resume=args.resume is not None, main_process=is_main_process()):
         train(args, accelerator)

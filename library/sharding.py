@@ -1,13 +1,17 @@
 """The model in equal shares on several devices (FSDP2, Zhao et al., arXiv 2304.11277): `--shard_model`.
 
+accelerate's configuration for FSDP version 2 means the same (`library.launcher`).
+
 Every process holds a part of each weight, of its gradient and of the optimizer's state; a block's weights are put
 together for as long as the block computes. The results are those of several processes with whole models.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -24,9 +28,12 @@ def check_sharding(args: TrainingArgs, accelerator: Accelerator) -> None:
         UserError: naming the flag.
     """
     if not args.shard_model:
+        if not args.reshard_after_forward:
+            raise UserError(f"--no_reshard_after_forward: has no effect without {FLAG}; give it too, or neither")
         return
     if accelerator.num_processes == 1:
         raise UserError(f"{FLAG}: there is only one process to share the model; start several, or leave it away")
+    compiler = accelerator.state.dynamo_plugin.backend
     others = {
         f"--blocks_to_swap {args.blocks_to_swap}": args.blocks_to_swap > 0,
         f"--base_precision {args.base_precision}": args.base_precision is not None,
@@ -34,6 +41,7 @@ def check_sharding(args: TrainingArgs, accelerator: Accelerator) -> None:
         "--fused_backward_pass": args.fused_backward_pass,
         "--compile": args.compile,
         "--mixed_precision fp16": accelerator.mixed_precision == "fp16",
+        f"dynamo_backend {compiler.value}": compiler != DynamoBackend.NO,
         f"--optimizer_type {args.optimizer_type}": args.optimizer_type.lower() not in ("adamw", "adam", "sgd"),
     }
     for flag, given in others.items():
@@ -41,16 +49,32 @@ def check_sharding(args: TrainingArgs, accelerator: Accelerator) -> None:
             raise UserError(f"{flag}: doesn't go together with {FLAG}; leave one of them away")
 
 
-def shard(model: nn.Module, *, blocks: Sequence[nn.Module], device: torch.device) -> None:
-    """Leave each process its share of the model, on `device`; blocks are put together one at a time."""
+def shard(
+    model: nn.Module, *, blocks: Sequence[nn.Module], device: torch.device, reshard_after_forward: bool = True
+) -> None:
+    """Leave each process its share of the model, on `device`; blocks are put together one at a time.
+
+    Without `reshard_after_forward` they stay whole until their backward pass, which then needs no second exchange.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        if not reshard_after_forward:
+            block.register_forward_hook(_part_without_backward)
     # Resharding the rest too: a copy left whole would not see the running average being put in its place.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def _part_without_backward(block: Any, *_: object) -> None:
+    """After a forward pass that no backward pass follows (previews, validation) a block stays whole no longer.
+
+    It would be the running average's otherwise, and train on.
+    """
+    if not torch.is_grad_enabled():
+        block.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

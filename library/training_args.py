@@ -227,6 +227,11 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
         False,
         help="give each process a part of model, gradients and optimizer state instead of all of them (FSDP2)",
     )
+    reshard_after_forward: bool = flag(
+        True,
+        help="with --shard_model, give the other processes' parts of a block back after its forward pass; "
+        "--no_reshard_after_forward keeps them for the backward pass: less exchange, more memory",
+    )
     compile: bool = flag(
         False, help="compile the blocks (needs a C++ compiler): minutes at the start, then a quarter faster or more"
     )

@@ -1,7 +1,6 @@
 """From flags to the parts of a training run: accelerator, and the model on its device."""
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -33,11 +32,6 @@ from library.weight_paths import find_addons, frozen_paths
 
 log = logging.getLogger(__name__)
 
-_REFUSED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}  # what accelerate launch sets for its configurations
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,14 +39,8 @@ def make_accelerator(args: TrainingArgs) -> Accelerator:
     """Start accelerate with the precision of the flags, or else of the launcher.
 
     Raises:
-        UserError: fewer processes work together than were launched, or a launcher's way to share a model is asked for.
+        UserError: fewer processes work together than were launched, or flags don't go together.
     """
-    for variable, name in _REFUSED.items():
-        if os.environ.get(variable, "false").lower() == "true":
-            raise UserError(
-                f"--config_file: accelerate's {name} saves and resumes in its own way; start plain processes "
-                "(scripts/accelerate/several_gpus.yaml) and give train.py --shard_model, which is FSDP2"
-            )
     device = args.torch_device()
     precision = "bf16" if args.full_bf16 else args.mixed_precision
     views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # else every gradient is held twice
@@ -113,7 +101,7 @@ def fit(model: JointDiT, args: TrainingArgs, accelerator: Accelerator) -> None:
     model.kernel = KERNELS["xformers" if args.xformers else "matmul" if fast_on_cpu else "sdpa"]
     blocks = [*model.double_blocks, *model.single_blocks]
     if args.shard_model:
-        shard(model, blocks=blocks, device=device)
+        shard(model, blocks=blocks, device=device, reshard_after_forward=args.reshard_after_forward)
     else:
         swap = clamp_swap(args.blocks_to_swap, available=len(blocks), device=device)
         place(model, blocks=blocks, device=device, swap=swap)

@@ -5,6 +5,7 @@ import os
 import runpy
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -50,8 +51,12 @@ class TrainingRun:
         processes: int = 1,
         workers: int | None = None,
         largest_file: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it; what it says goes to `folder`; `largest_file` bounds the bytes of any file it writes."""
+        """Start it; what it says goes to `folder`; `largest_file` bounds the bytes of any file it writes.
+
+        `environment` is what a launcher's configuration adds.
+        """
         self.errors = folder / f"said_{os.urandom(4).hex()}.txt"
         common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
         common |= {"MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"} if processes > 1 else {}
@@ -59,6 +64,7 @@ class TrainingRun:
         os.environ["PYTHONPATH"] = _PATHS
         for rank in range(processes):
             places = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | common if processes > 1 else {}
+            places |= environment or {}
             process = _CONTEXT.Process(target=_train, args=(argv, places, self.errors, workers, largest_file))
             process.start()
             self.processes.append(process)
