@@ -80,7 +80,6 @@ _TINY_FLUX = FluxConfig(
     depth=2,
     depth_single_blocks=6,
     axes_dim=(8, 28, 28),
-    guidance_embed=False,
 )
 _TINY_AUTOENCODER = AutoencoderConfig(ch=16, num_res_blocks=1, num_groups=1)
 

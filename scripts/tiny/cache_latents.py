@@ -3,7 +3,8 @@
     python scripts/tiny/cache_latents.py --scenes FOLDER --ae FOLDER/ae.safetensors --output FILE
 
 writes one safetensors file with "rgb" and "depth", each (N, 16, h / 8, w / 8) in fp16, scaled as the transformer reads
-them. Row n belongs to the n-th name in order; the names are in the header (`read_names`).
+them, and "objects", uint8 (N, h / 4, w / 4), which solids are seen where (object_cells.py). Row n belongs to the n-th
+name in order; the names are in the header (`read_names`).
 """
 
 import json
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from object_cells import read_object_cells
 from pictures import load_pictures, sample_names
 from safetensors import safe_open
 
@@ -45,16 +47,19 @@ def cache_latents(scenes: Path, *, ae: Path, output: Path, limit: int | None = N
     """Encode the scenes in batches, the posterior's mean, and write `output`."""
     names = sample_names(scenes, flag="--scenes")[:limit]
     autoencoder = load_autoencoder(ae).to(memory_format=torch.channels_last)
-    parts: dict[str, list[torch.Tensor]] = {"rgb": [], "depth": []}
+    parts: dict[str, list[torch.Tensor]] = {"rgb": [], "depth": [], "objects": []}
     for start in range(0, len(names), BATCH):
-        pictures = load_pictures(scenes, names[start : start + BATCH], flag="--scenes")
+        part = names[start : start + BATCH]
+        pictures = load_pictures(scenes, part, flag="--scenes")
+        parts["objects"].append(read_object_cells(scenes, part))
         for kind, pixels in (("rgb", pictures.rgb()), ("depth", pictures.depth())):
             parts[kind].append(autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).half())
         if start // BATCH % 100 == 0:
             say(f"{start + len(pictures)} of {len(names)}")
     latents = {kind: torch.cat(each) for kind, each in parts.items()}
     save_tensors(output, latents, {"names": names})
-    for kind, values in latents.items():
+    for kind in ("rgb", "depth"):
+        values = latents[kind]
         channels = ", ".join(f"{deviation:.2f}" for deviation in values.float().std(dim=(0, 2, 3)))
         say(f"{kind}: mean {values.float().mean():.3f}, std {values.float().std():.3f}, by channel {channels}")
 

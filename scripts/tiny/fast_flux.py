@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from library.flux.layers import DoubleStreamBlock, QKNorm, SingleStreamBlock, sinusoidal_embedding
+from library.flux.layers import DoubleStreamBlock, QKNorm, SingleStreamBlock
 from library.flux.model import Flux
 from library.flux.text import TextFeatures
 
@@ -303,13 +303,13 @@ class FastFlux:
     def make(flux: Flux) -> "FastFlux | None":
         """Return the fast form of `flux`, or None where there is no compiler or its heads have another width."""
         global _kernels
-        if flux.config.head_width != HEAD_WIDTH or flux.config.guidance_embed:
+        if flux.config.head_width != HEAD_WIDTH:
             return None
         _kernels = _kernels or compile_kernels()
         return FastFlux(flux) if _kernels is not None else None
 
     def __call__(
-        self, x_BLD: Tensor, *, t_B: Tensor, text: TextFeatures, image_ids: Tensor, tap: int
+        self, x_BLD: Tensor, *, t_B: Tensor, guidance_B: Tensor, text: TextFeatures, image_ids: Tensor, tap: int
     ) -> tuple[Tensor, Tensor]:
         """Predict the velocity, and return the image tokens after single-stream block `tap` too.
 
@@ -318,7 +318,7 @@ class FastFlux:
         flux = self.flux
         assert _kernels is not None
         _kernels.use_threads(ctypes.c_long(torch.get_num_threads()))
-        vec_BD = flux.time_in(sinusoidal_embedding(t_B).to(torch.bfloat16)) + flux.vector_in(text.pooled_BD)
+        vec_BD = flux.embed_condition(t_B, pooled_BD=text.pooled_BD, guidance_B=guidance_B)
         table = flux.rotary(text, image_ids=image_ids)[0]
         rotary = torch.stack([table[..., 0], table[..., 1]])  # (2, L, K / 2): cosines, sines
         img, txt = flux.img_in(x_BLD), flux.txt_in(text.tokens_BLD)

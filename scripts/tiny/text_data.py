@@ -1,6 +1,6 @@
 """Captions as token ids and pictures as packed latents, all in memory.
 
-Shape suffixes: N samples, B batch, L tokens, D width.
+Shape suffixes: N samples, B batch, L tokens, D width, C cells in a token.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from cache_latents import cache_latents
+from object_cells import pack_cells
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 from train_tokenizers import read_captions
@@ -20,10 +21,11 @@ from library.flux.latents import pack
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """What one step reads: clean packed latents of pictures and depth maps, and the ids of the captions."""
+    """What one step reads: clean packed latents of pictures and depth maps, codes of objects, ids of captions."""
 
     x_BLD: Tensor
     depth_BLD: Tensor
+    object_BLC: Tensor
     clip_ids_BL: Tensor
     t5_ids_BL: Tensor
 
@@ -34,6 +36,7 @@ class Samples:
 
     x_NLD: Tensor
     depth_NLD: Tensor
+    object_NLC: Tensor
     clip_ids_NL: Tensor
     t5_ids_NL: Tensor
     empty_clip_1L: Tensor
@@ -46,6 +49,7 @@ class Samples:
         return Samples(
             x_NLD=self.x_NLD[which],
             depth_NLD=self.depth_NLD[which],
+            object_NLC=self.object_NLC[which],
             clip_ids_NL=self.clip_ids_NL[which],
             t5_ids_NL=self.t5_ids_NL[which],
             empty_clip_1L=self.empty_clip_1L,
@@ -57,6 +61,7 @@ class Samples:
         return Batch(
             x_BLD=self.x_NLD,
             depth_BLD=self.depth_NLD,
+            object_BLC=self.object_NLC,
             clip_ids_BL=self.clip_ids_NL.long(),
             t5_ids_BL=self.t5_ids_NL.long(),
         )
@@ -68,6 +73,7 @@ class Samples:
         return Batch(
             x_BLD=self.x_NLD[index],
             depth_BLD=self.depth_NLD[index],
+            object_BLC=self.object_NLC[index],
             clip_ids_BL=torch.where(dropped_B1, self.empty_clip_1L, self.clip_ids_NL[index]).long(),
             t5_ids_BL=torch.where(dropped_B1, self.empty_t5_1L, self.t5_ids_NL[index]).long(),
         )
@@ -87,8 +93,9 @@ def load_samples(
     if not latents.exists():
         cache_latents(scenes, ae=ae, output=latents)
     kept = load_file(latents)
-    if not {"rgb", "depth"} <= kept.keys():
-        raise UserError(f"--latents {latents}: not a file of scripts/tiny/cache_latents.py (keys rgb and depth)")
+    if not {"rgb", "depth", "objects"} <= kept.keys():
+        made = "not a file of this version's scripts/tiny/cache_latents.py (keys rgb, depth and objects)"
+        raise UserError(f"--latents {latents}: {made}; make it anew")
     count = len(kept["rgb"])
     if limit is None and count != len(captions):
         raise UserError(f"--latents {latents}: {count} samples, but --scenes has {len(captions)}; make them anew")
@@ -100,6 +107,7 @@ def load_samples(
     return Samples(
         x_NLD=pack(kept["rgb"][:count]).to(torch.bfloat16),
         depth_NLD=pack(kept["depth"][:count]).to(torch.bfloat16),
+        object_NLC=pack_cells(kept["objects"][:count]),
         clip_ids_NL=clip_ids[0][:, :longest],
         t5_ids_NL=t5_ids[0],
         empty_clip_1L=clip_ids[1][:, :longest],

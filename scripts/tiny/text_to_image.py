@@ -1,14 +1,16 @@
 """The embedded model's backbone with its two text encoders as one trainable module, and its files.
 
-Shape suffixes: B batch, L tokens, D width.
+Shape suffixes: B batch, L tokens, D width, C cells in a token, S solids, P palette colours.
 """
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from fast_flux import FastFlux
+from object_cells import CELLS, COLORS, SOLIDS
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
@@ -25,16 +27,33 @@ CLIP_LAYERS, CLIP_HEADS = 2, 2
 T5_LAYERS, T5_HEADS = 3, 4
 CLIP_SETTINGS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id")
 T5_SETTINGS = ("feed_forward_proj", "relative_attention_max_distance", "layer_norm_epsilon")
-TAP = 1  # single-stream block, about half-way, after which the depth is read off
-CONDITION_STD = 0.02  # start of the embedders of noise level and pooled text, as in DiT (arXiv 2212.09748)
+TAP = 1  # single-stream block, about half-way, after which the heads read
+CONDITION_STD = 0.02  # start of the embedders of noise level, guidance and pooled text, as in DiT (arXiv 2212.09748)
+
+
+class Prediction(NamedTuple):
+    """What a backbone in training answers: the velocity noise - x_0, and what is read off its middle blocks.
+
+    Attributes:
+        velocity_BLD: what Flux answers.
+        depth_BLD: clean depth latents.
+        solid_BLCS: logits of the solid that a cell shows, background first.
+        color_BLCP: logits of its colour, background first.
+    """
+
+    velocity_BLD: Tensor
+    depth_BLD: Tensor
+    solid_BLCS: Tensor
+    color_BLCP: Tensor
 
 
 class TextToImage(nn.Module):
     """CLIP, T5 and Flux: token ids and noisy latents in, velocity out.
 
-    While it trains, a linear `depth_head` reads the clean depth latents off the middle of the image stream. A big
-    backbone learns the geometry of its pictures from their number; this one is told (compare the alignment with a
-    pretrained encoder's features of Yu et al., arXiv 2410.06940). The head is in none of the saved files.
+    While it trains, linear heads read the clean depth latents, and which solids are where, off the middle of the image
+    stream. A big backbone learns the geometry and the words of its pictures from their number; this one is told
+    (compare the alignment with a pretrained encoder's features of Yu et al., arXiv 2410.06940). The heads are in none
+    of the saved files.
     """
 
     def __init__(self, *, clip: CLIPTextModel, t5: T5EncoderModel, flux: Flux) -> None:
@@ -42,9 +61,10 @@ class TextToImage(nn.Module):
         self.clip, self.t5, self.flux = clip, t5, flux
         self.flux.kernel = KERNELS["matmul"]  # faster than the fused one for bfloat16 and so few tokens on a CPU
         self.fast = FastFlux.make(flux)
-        self.depth_head = nn.Linear(flux.config.hidden_size, flux.config.in_channels)
-        nn.init.zeros_(self.depth_head.weight)
-        nn.init.zeros_(self.depth_head.bias)
+        sizes = {"depth": flux.config.in_channels, "solid": CELLS * SOLIDS, "color": CELLS * COLORS}
+        self.heads = nn.ModuleDict({name: nn.Linear(flux.config.hidden_size, size) for name, size in sizes.items()})
+        for weight in self.heads.parameters():
+            nn.init.zeros_(weight)
         for encoder in (clip, t5):
             encoder.set_attn_implementation("eager")  # likewise
 
@@ -55,20 +75,22 @@ class TextToImage(nn.Module):
             pooled_BD=self.clip(input_ids=clip_ids_BL).pooler_output,
         )
 
-    def forward(self, x_BLD: Tensor, *, t_B: Tensor, text: TextFeatures) -> tuple[Tensor, Tensor]:
-        """Predict noise - x_0 and the clean depth latents, both (B, L, D), for square pictures."""
+    def forward(self, x_BLD: Tensor, *, t_B: Tensor, guidance_B: Tensor, text: TextFeatures) -> Prediction:
+        """Predict the velocity of square noisy pictures, and read the heads."""
         side = round(x_BLD.shape[-2] ** 0.5)
         ids = image_ids(side, side, device=x_BLD.device)
         x_BLD = x_BLD.to(self.flux.img_in.weight.dtype)
         if self.fast is not None and x_BLD.dtype == torch.bfloat16:
-            velocity, hidden = self.fast(x_BLD, t_B=t_B, text=text, image_ids=ids, tap=TAP)
+            velocity, hidden = self.fast(x_BLD, t_B=t_B, guidance_B=guidance_B, text=text, image_ids=ids, tap=TAP)
         else:
             kept: list[Tensor] = []
             hook = self.flux.single_blocks[TAP].register_forward_hook(lambda _module, _inputs, out: kept.append(out))
-            velocity = self.flux(x_BLD, t_B=t_B, text=text, image_ids=ids)
+            velocity = self.flux(x_BLD, t_B=t_B, guidance_B=guidance_B, text=text, image_ids=ids)
             hook.remove()
             hidden = kept[0][..., -x_BLD.shape[-2] :, :]
-        return velocity, self.depth_head(F.layer_norm(hidden, hidden.shape[-1:]))
+        read = {name: head(F.layer_norm(hidden, hidden.shape[-1:])) for name, head in self.heads.items()}
+        solid_BLCS, color_BLCP = (read[name].unflatten(-1, (CELLS, -1)) for name in ("solid", "color"))
+        return Prediction(velocity, read["depth"], solid_BLCS, color_BLCP)
 
 
 def new_model(
@@ -118,7 +140,7 @@ def start_flux(flux: Flux, *, generator: torch.Generator) -> None:
             layer.bias.zero_()
         if name.endswith(("_mod.lin", "modulation.lin")) or name.startswith("final_layer."):
             layer.weight.zero_()
-        elif name.startswith(("time_in.", "vector_in.")):
+        elif name.startswith(("time_in.", "vector_in.", "guidance_in.")):
             layer.weight.normal_(std=CONDITION_STD, generator=generator)
         else:
             nn.init.xavier_uniform_(layer.weight, generator=generator)
@@ -135,7 +157,7 @@ def is_hidden_matrix(name: str, weight: Tensor) -> bool:
         "flux.final",
         "_in.",
         "mod",
-        "depth_head",
+        "heads",
     )
     return weight.ndim == 2 and not any(part in name for part in outer)
 

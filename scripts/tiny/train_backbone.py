@@ -1,6 +1,9 @@
 """Train the embedded model's text-to-image backbone with its two text encoders: rectified flow on cached latents.
 
-Beside the flow's loss stands that of a linear head which reads the depth off the middle blocks (`--depth_weight`).
+Beside the flow's loss stand those of linear heads which read off the middle blocks how deep the picture is and which
+solids are where (`--depth_weight`, `--object_weight`). The last part of the time also distils guidance
+(`--guided_share`), as FLUX.1-dev's was: the model learns to answer at once what it would with and without the caption,
+extrapolated.
 
     python scripts/tiny/train_backbone.py --scenes FOLDER --output FOLDER --minutes 60
 
@@ -23,11 +26,12 @@ from pathlib import Path
 
 import torch
 from fast_flux import keep_freed_memory
+from flow_losses import VelocityTask, draw_levels, losses, velocity_task
 from master_weights import MasterWeights
 from safetensors import safe_open
 from text_data import Samples, load_samples
 from text_to_image import TextToImage, is_hidden_matrix, load_model, new_model, save_model
-from torch import Generator, Tensor
+from torch import Tensor
 from train_tokenizers import CLIP_FOLDER, T5_FOLDER
 
 from library.cli import run_main, say, set_threads
@@ -40,6 +44,7 @@ from library.flux.text import TextFeatures, load_clip_tokenizer, load_t5_tokeniz
 from library.flux.weights import load_autoencoder
 from library.images import write_rgb
 from library.modality import MODALITIES
+from library.pipeline import GUIDANCE_SCALE
 from library.randomness import generator_for
 
 HELD_OUT = 256
@@ -70,25 +75,18 @@ class BackboneArgs(Flags):
     clip: float = flag(1.0, help="largest norm of the gradient", minimum=0)
     ema: float = flag(0.999, help="decay of the running average that is kept", minimum=0, below=1)
     shift: float = flag(1.8, help="shift of most noise levels; 1 is none, more is noisier", minimum=0)
+    clean_share: float = flag(0.2, help="share of nearly clean pictures", minimum=0, maximum=0.85)
     text_dropout: float = flag(0.1, help="share of captions replaced by the empty prompt", minimum=0, maximum=1)
     depth_weight: float = flag(1.0, help="weight of the middle blocks' depth; 0 trains on colours alone", minimum=0)
+    object_weight: float = flag(0.3, help="weight of the middle blocks' objects", minimum=0)
+    guided_share: float = flag(
+        0.35, help="last part of the time in which half of each batch learns guidance", minimum=0, maximum=1
+    )
+    max_guidance: float = flag(6.0, help="largest guidance scale that is learnt; 1 is none", minimum=1)
     save_minutes: float = flag(4.0, help="minutes between checkpoints", minimum=0)
     sheet_minutes: float = flag(8.0, help="minutes between sheets of pictures", minimum=0)
     seed: int = flag(0, help="seed of the start and of all batches")
     num_threads: int = flag(0, help="CPU threads; 0 takes all this process may use", minimum=0)
-
-
-def draw_levels(count: int, *, shift: float, generator: Generator) -> Tensor:
-    """Draw noise levels: most shifted logit-normal (Esser et al., arXiv 2403.03206), some uniform, some nearly clean.
-
-    The clean ones matter here: a given image is later a pass at t = 0 through this backbone, and must show its depth.
-    """
-    normal = torch.randn(count, generator=generator)
-    most = torch.sigmoid(normal + torch.tensor(shift).log())
-    clean = torch.sigmoid(normal + torch.tensor(0.1).log())
-    kind = torch.rand(count, generator=generator)
-    uniform = torch.rand(count, generator=generator)
-    return torch.where(kind < 0.55, most, torch.where(kind < 0.7, uniform, clean))
 
 
 class Trainer:
@@ -128,15 +126,37 @@ class Trainer:
         """Take one optimizer step, drawn from (seed, step) alone."""
         args, generator = self.args, generator_for(self.args.seed, "backbone", self.step)
         batch = self.samples.draw(args.batch_size, text_dropout=args.text_dropout, generator=generator)
-        t_B = draw_levels(args.batch_size, shift=args.shift, generator=generator)
+        t_B = draw_levels(args.batch_size, shift=args.shift, clean_share=args.clean_share, generator=generator)
         noise_BLD = torch.randn(batch.x_BLD.shape, generator=generator)
-        text = self.model.encode(batch.clip_ids_BL, batch.t5_ids_BL)
-        flow_B, depth_B = losses(self.model, batch.x_BLD.float(), batch.depth_BLD, noise_BLD, t_B=t_B, text=text)
-        loss = flow_B.mean()
-        (loss + args.depth_weight * depth_B.mean()).backward()
+        task = velocity_task(batch, noise_BLD, t_B=t_B, text=self.model.encode(batch.clip_ids_BL, batch.t5_ids_BL))
+        guided = args.batch_size // 2 if self.progress >= 1 - args.guided_share else 0
+        if guided:
+            task.guidance_B[:guided] += (args.max_guidance - 1) * torch.rand(guided, generator=generator)
+            task.velocity_BLD[:guided] = self._guided_velocity(task, guided)
+        each = losses(self.model, task, batch)
+        loss = each["flow"][guided:].mean()
+        objects = each["solid"].mean() + each["color"].mean()
+        (each["flow"].mean() + args.depth_weight * each["depth"].mean() + args.object_weight * objects).backward()
         decay = min(args.ema, (1 + self.step) / (10 + self.step))
         self.weights.step(rate=self.rate(), clip=args.clip, decay=decay)
         return loss.detach()
+
+    @torch.no_grad()
+    def _guided_velocity(self, task: VelocityTask, count: int) -> Tensor:
+        """Return the model's own velocity of the first `count` samples under their guidance.
+
+        v = v(no caption) + g (v(caption) - v(no caption)), classifier-free guidance (Ho and Salimans, arXiv
+        2207.12598); its distillation into the embedding is that of Meng et al. (arXiv 2210.03142).
+        """
+        empty = self.model.encode(self.samples.empty_clip_1L.long(), self.samples.empty_t5_1L.long())
+        text = TextFeatures(
+            tokens_BLD=torch.cat([task.text.tokens_BLD[:count], empty.tokens_BLD.expand(count, -1, -1)]),
+            pooled_BD=torch.cat([task.text.pooled_BD[:count], empty.pooled_BD.expand(count, -1)]),
+        )
+        noisy_BLD, t_B = task.noisy_BLD[:count].repeat(2, 1, 1), task.t_B[:count].repeat(2)
+        both = self.model(noisy_BLD, t_B=t_B, guidance_B=torch.ones_like(t_B), text=text).velocity_BLD.float()
+        with_caption, without = both.chunk(2)
+        return without + task.guidance_B[:count, None, None] * (with_caption - without)
 
     def refresh_average(self) -> TextToImage:
         """Return the module of the running average, up to date."""
@@ -158,31 +178,21 @@ class Trainer:
         self.step, self.seconds = position["step"], position["seconds"]
 
 
-def losses(
-    model: TextToImage, x_BLD: Tensor, depth_BLD: Tensor, noise_BLD: Tensor, *, t_B: Tensor, text: TextFeatures
-) -> tuple[Tensor, Tensor]:
-    """Squared errors of the velocity noise - x_0 and of the depth latents, each a mean for each sample (B,)."""
-    t = t_B[:, None, None]
-    velocity, depth = model((1 - t) * x_BLD + t * noise_BLD, t_B=t_B, text=text)
-    flow_B = (velocity.float() - (noise_BLD - x_BLD)).square().mean(dim=(1, 2))
-    return flow_B, (depth.float() - depth_BLD.float()).square().mean(dim=(1, 2))
-
-
 @torch.no_grad()
 def validate(model: TextToImage, samples: Samples) -> dict[str, float]:
     """Losses on held-out scenes with noise and levels that never change, the flow's for each level too."""
-    batch = samples.all()
-    noise_BLD = torch.randn(batch.x_BLD.shape, generator=generator_for("validation"))
+    noise_BLD = torch.randn(samples.x_NLD.shape, generator=generator_for("validation"))
     t_B = torch.tensor(VALIDATION_LEVELS).repeat(len(noise_BLD) // len(VALIDATION_LEVELS) + 1)[: len(noise_BLD)]
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[dict[str, Tensor]] = []
     for start in range(0, len(t_B), 64):
         part = slice(start, start + 64)
-        text = model.encode(batch.clip_ids_BL[part], batch.t5_ids_BL[part])
-        x_BLD, depth_BLD = batch.x_BLD[part].float(), batch.depth_BLD[part]
-        parts.append(losses(model, x_BLD, depth_BLD, noise_BLD[part], t_B=t_B[part], text=text))
-    flow_B, depth_B = (torch.cat(each) for each in zip(*parts, strict=True))
-    figures = {"loss": float(flow_B.mean()), "depth": float(depth_B.mean())}
-    return figures | {f"t{t:g}": float(flow_B[t_B == t].mean()) for t in VALIDATION_LEVELS}
+        batch = samples[part].all()
+        text = model.encode(batch.clip_ids_BL, batch.t5_ids_BL)
+        task = velocity_task(batch, noise_BLD[part], t_B=t_B[part], text=text)
+        parts.append(losses(model, task, batch))
+    each = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    figures = {name: float(each_B.mean()) for name, each_B in each.items()}
+    return figures | {f"t{t:g}": float(each["flow"][t_B == t].mean()) for t in VALIDATION_LEVELS}
 
 
 @torch.no_grad()
@@ -195,8 +205,8 @@ def save_sheet(path: Path, model: TextToImage, samples: Samples, *, ae: Path) ->
     text = model.encode(batch.clip_ids_BL[:count], batch.t5_ids_BL[:count])
     levels = timestep_schedule(STEPS, x_BLD.shape[1])
     for t, t_next in zip(levels[:-1], levels[1:], strict=True):
-        velocity_BLD, _ = model(x_BLD, t_B=torch.full((len(x_BLD),), t), text=text)
-        x_BLD = x_BLD + (t_next - t) * velocity_BLD.float()
+        answer = model(x_BLD, t_B=torch.full((count,), t), guidance_B=torch.full((count,), GUIDANCE_SCALE), text=text)
+        x_BLD = x_BLD + (t_next - t) * answer.velocity_BLD.float()
     side = round(x_BLD.shape[1] ** 0.5)
     pixels = MODALITIES["rgb"].from_pixels(autoencoder.decode(unpack(x_BLD, height=side, width=side)))
     rows = [torch.cat(list(row), dim=-1) for row in pixels.unflatten(0, (SHEET_ROWS, -1))]
@@ -254,7 +264,8 @@ class Report:
         levels = " ".join(f"{figures[f't{t:g}']:.3f}" for t in VALIDATION_LEVELS)
         say(
             f"{trainer.progress:4.0%} {minutes:.1f} min step {trainer.step} {speed:.1f} samples/s "
-            f"loss {train_loss:.4f} held-out {figures['loss']:.4f} depth {figures['depth']:.4f} by level {levels}"
+            f"loss {train_loss:.4f} held-out {figures['flow']:.4f} (by level {levels}) depth {figures['depth']:.4f} "
+            f"solid {figures['solid']:.4f} colour {figures['color']:.4f}"
         )
         self.history.append({"minutes": minutes, "step": trainer.step, "train": train_loss, **figures})
         write_json(self.folder / "log.json", self.history)

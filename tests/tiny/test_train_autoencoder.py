@@ -13,6 +13,7 @@ from train_autoencoder import AutoencoderTrainingArgs, Trainer, finish
 
 from dataset.layout import Layout
 from library.errors import UserError
+from library.files import write_json
 from library.flux.autoencoder import Autoencoder
 from library.flux.variants import VARIANTS
 
@@ -61,7 +62,10 @@ def test_the_released_file_has_standard_latents_and_fills_the_cache(pictures, tm
     layout = Layout(tmp_path)
     layout.processed_images.mkdir()
     layout.depthmaps.mkdir()
+    layout.instances.mkdir()
     for index in range(3):
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(layout.instance_map(f"{index:08d}"))
+        write_json(layout.scene(f"{index:08d}"), {"objects": []})
         Image.fromarray(pictures.rgb_N3hw[index].permute(1, 2, 0).numpy()).save(layout.image(f"{index:08d}"))
         np.save(layout.depthmap(f"{index:08d}"), pictures.disparity_Nhw[index].float().numpy())
     names = sample_names(tmp_path, flag="--scenes")
@@ -76,6 +80,7 @@ def test_the_released_file_has_standard_latents_and_fills_the_cache(pictures, tm
     assert read_names(output) == names
     torch.testing.assert_close(cached["rgb"].float(), latents[:3], atol=0.02, rtol=0.01)
     assert cached["depth"].shape == (3, 16, 4, 4)
+    assert torch.equal(cached["objects"], torch.zeros(3, 8, 8, dtype=torch.uint8))
 
 
 def test_pca_measures_and_hues(pictures):

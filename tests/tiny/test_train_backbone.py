@@ -5,12 +5,19 @@ import json
 import pytest
 import torch
 import train_backbone
+from flow_losses import draw_levels, velocity_task
+from object_cells import CELLS, pack_cells, read_object_cells, solids_and_colors
 from safetensors.torch import load_file, save_file
 from text_to_image import CLIP_FILE, FLUX_FILE, T5_FILE, load_model, new_model, save_model
-from train_backbone import BackboneArgs, Trainer, draw_levels
+from train_backbone import BackboneArgs, Trainer
 from train_tokenizers import split_words, train_clip, train_t5, words_of
 from transformers import AutoTokenizer
 
+from dataset.layout import Layout
+from dataset.make_scenes import ScenesArgs, make_scenes
+from dataset.synthetic import render_batch
+from dataset.synthetic.geometry import KINDS
+from dataset.synthetic.palette import COLOURS
 from library.errors import UserError
 from library.flux.latents import image_ids
 from library.flux.text import TextFeatures, load_text_encoders
@@ -30,7 +37,8 @@ def folder(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(CAPTIONS[index % 3] + "\n")
     latents = torch.randn(300, 16, 4, 4, generator=torch.Generator().manual_seed(0)).half()
-    save_file({"rgb": latents, "depth": latents.flip(0)}, root / "latents.safetensors")
+    objects = torch.randint(0, 49, (300, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    save_file({"rgb": latents, "depth": latents.flip(0), "objects": objects}, root / "latents.safetensors")
     train_clip(CAPTIONS, folder=root / "out" / "tokenizer", length=CLIP_LENGTH)
     train_t5(CAPTIONS, folder=root / "out" / "tokenizer_2", length=T5_LENGTH)
     return root
@@ -39,6 +47,17 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizers(folder):
     return [AutoTokenizer.from_pretrained(folder / "out" / name) for name in ("tokenizer", "tokenizer_2")]
+
+
+def samples_of(folder, tokenizers, tmp_path):
+    return train_backbone.load_samples(
+        folder / "scenes",
+        latents=folder / "latents.safetensors",
+        ae=tmp_path,
+        clip_tokenizer=tokenizers[0],
+        t5_tokenizer=tokenizers[1],
+        limit=8,
+    )
 
 
 def command(folder, output, *more):
@@ -84,11 +103,13 @@ def test_saved_files_load_as_released_ones_do(folder, tokenizers, tmp_path):
     flux = load_flux(tmp_path / FLUX_FILE)
     assert flux.config == VARIANTS["tiny"].flux and encoders.t5_length == T5_LENGTH
     x_BLD, t_B = torch.randn(2, 4, 64, generator=generator), torch.tensor([0.3, 0.8])
-    velocity = flux(x_BLD, t_B=t_B, text=text, image_ids=image_ids(2, 2))
+    guidance_B = torch.tensor([1.0, 3.5])
+    velocity = flux(x_BLD, t_B=t_B, guidance_B=guidance_B, text=text, image_ids=image_ids(2, 2))
     again = load_model(tmp_path)
     ids = encoders.clip_token_ids(CAPTIONS[:2]), encoders.t5_token_ids(CAPTIONS[:2])[0]
     with torch.no_grad():
-        assert torch.allclose(again(x_BLD, t_B=t_B, text=again.encode(*ids))[0], velocity, atol=1e-4)
+        answer = again(x_BLD, t_B=t_B, guidance_B=guidance_B, text=again.encode(*ids))
+    assert torch.allclose(answer.velocity_BLD, velocity, atol=1e-4)
     assert velocity.std() > 0.1 and all(weight.requires_grad for weight in again.parameters())
 
 
@@ -98,18 +119,20 @@ def test_fused_blocks_equal_the_librarys(tokenizers):
     if model.fast is None:
         pytest.skip("no g++ here")
     with torch.no_grad():
-        for weight in (*model.flux.parameters(), *model.depth_head.parameters()):
+        for weight in (*model.flux.parameters(), *model.heads.parameters()):
             weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
     x_BLD, t_B = torch.randn(3, 9, 64, generator=generator), torch.rand(3, generator=generator)
+    guidance_B = 1 + 5 * torch.rand(3, generator=generator)
     tokens, pooled = torch.randn(3, 5, 128, generator=generator), torch.randn(3, 64, generator=generator)
-    targets = torch.randn(2, 3, 9, 64, generator=generator)
 
     def run(dtype):
         model.to(dtype).zero_grad()
         text = TextFeatures(tokens_BLD=tokens.to(dtype), pooled_BD=pooled.to(dtype))
-        answers = torch.stack(model(x_BLD, t_B=t_B, text=text)).float()
+        answer = model(x_BLD, t_B=t_B, guidance_B=guidance_B, text=text)
+        answers = torch.cat([each.float().flatten(2) for each in answer], dim=2)
+        targets = torch.randn(answers.shape, generator=torch.Generator().manual_seed(2))
         (answers * targets).sum().backward()
-        trained = (*model.flux.named_parameters(), *model.depth_head.named_parameters())
+        trained = (*model.flux.named_parameters(), *model.heads.named_parameters())
         return answers.detach(), {name: weight.grad.float() for name, weight in trained}
 
     model.to(torch.bfloat16)  # so that both read the same weights
@@ -122,22 +145,57 @@ def test_fused_blocks_equal_the_librarys(tokenizers):
 
 
 def test_levels_cover_the_whole_range_and_the_clean_end():
-    t_B = draw_levels(20_000, shift=1.8, generator=torch.Generator().manual_seed(0))
+    t_B = draw_levels(20_000, shift=1.8, clean_share=0.2, generator=torch.Generator().manual_seed(0))
     assert 0 < t_B.min() and t_B.max() < 1
-    assert (t_B < 0.1).float().mean() > 0.15 and (t_B > 0.9).float().mean() > 0.03
-    assert 0.4 < t_B.mean() < 0.55
+    assert 0.1 < (t_B < 0.1).float().mean() < 0.2 and (t_B > 0.9).float().mean() > 0.03
+    assert 0.4 < t_B.mean() < 0.6
+
+
+def test_cells_say_which_solid_and_colour_they_show(tmp_path):
+    make_scenes(ScenesArgs(output=tmp_path, count=2, size=64, seed=3))
+    truth = render_batch(3, [0, 1], 64)
+    code_Nhw = read_object_cells(tmp_path, ["00000000", "00000001"])
+    assert code_Nhw.shape == (2, 16, 16) and pack_cells(code_Nhw).shape == (2, 16, CELLS)
+    assert torch.equal(pack_cells(code_Nhw)[0, 0], code_Nhw[0, :4, :4].flatten())
+    solid_Nhw, color_Nhw = solids_and_colors(code_Nhw)
+    for number, record in enumerate(truth.records):
+        shown_hw = truth.ids_Bhw[number].unfold(0, 4, 4).unfold(1, 4, 4).flatten(2).mode(-1).values
+        assert len(shown_hw.unique()) > 1
+        for place in shown_hw.unique().tolist():
+            item = record["objects"][place] if place >= 0 else None
+            where = shown_hw == place
+            assert (solid_Nhw[number][where] == (1 + KINDS.index(item["shape"]) if item else 0)).all()
+            assert (color_Nhw[number][where] == (1 + COLOURS.index(item["colour"]) if item else 0)).all()
+    Layout(tmp_path).instance_map("00000001").unlink()
+    with pytest.raises(UserError, match="--scenes .*00000001.png: no such file; make the scenes anew"):
+        read_object_cells(tmp_path, ["00000001"])
+
+
+def test_guided_velocities_are_extrapolated_from_the_models_own(folder, tokenizers, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    model = new_model(clip_tokenizer=tokenizers[0], t5_tokenizer=tokenizers[1], generator=generator)
+    with torch.no_grad():
+        for weight in model.flux.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+    samples = samples_of(folder, tokenizers, tmp_path)
+    trainer = Trainer(BackboneArgs(scenes=folder, output=tmp_path, guided_share=1.0, batch_size=4), model, samples)
+    batch = samples.draw(4, text_dropout=0.0, generator=generator)
+    text = model.encode(batch.clip_ids_BL, batch.t5_ids_BL)
+    task = velocity_task(batch, torch.randn(4, 4, 64, generator=generator), t_B=torch.full((4,), 0.6), text=text)
+    plain = model(task.noisy_BLD, t_B=task.t_B, guidance_B=task.guidance_B, text=text).velocity_BLD.float()
+    torch.testing.assert_close(trainer._guided_velocity(task, 2), plain[:2], atol=0.02, rtol=0.02)
+    task.guidance_B[1] = 3.0
+    guided = trainer._guided_velocity(task, 2)
+    empty = model.encode(samples.empty_clip_1L.long(), samples.empty_t5_1L.long())
+    one = model(task.noisy_BLD[1:2], t_B=task.t_B[1:2], guidance_B=torch.ones(1), text=empty).velocity_BLD.float()
+    torch.testing.assert_close(guided[1:], one + 3 * (plain[1:2] - one), atol=0.1, rtol=0.05)
+    assert (guided[1] - plain[1]).norm() > 0.05 * plain[1].norm()
+    next(trainer.run())
 
 
 def test_training_goes_on_where_it_stopped(folder, tokenizers, tmp_path):
     args = BackboneArgs(scenes=folder / "scenes", output=tmp_path, batch_size=4, muon_lr=0.02)
-    samples = train_backbone.load_samples(
-        folder / "scenes",
-        latents=folder / "latents.safetensors",
-        ae=tmp_path,
-        clip_tokenizer=tokenizers[0],
-        t5_tokenizer=tokenizers[1],
-        limit=8,
-    )
+    samples = samples_of(folder, tokenizers, tmp_path)
     assert samples.clip_ids_NL.shape[1] < CLIP_LENGTH and len(samples[2:]) == 6
 
     def trainer():
@@ -169,7 +227,7 @@ def test_the_command_writes_the_files_and_a_log(folder, tmp_path, monkeypatch, c
     train_backbone.main()
     assert {FLUX_FILE, CLIP_FILE, T5_FILE, "clip_l.json", "t5xxl_fp16.json"} <= {p.name for p in output.iterdir()}
     log = json.loads((output / "training" / "log.json").read_text())
-    assert log[-1]["step"] >= 1 and 0.5 < log[-1]["loss"] < 4
+    assert log[-1]["step"] >= 1 and 0.5 < log[-1]["flow"] < 4
     assert "held-out" in capsys.readouterr().out
     assert json.loads((output / "t5xxl_fp16.json").read_text())["token_length"] == T5_LENGTH
 
