@@ -98,7 +98,7 @@ def fit(model: JointDiT, args: TrainingArgs, accelerator: Accelerator) -> None:
         parameter.data = parameter.data.to(PRECISIONS[args.addons_precision])
     quantize_base(model, args.base_precision, device=device)
     fast_on_cpu = device.type == "cpu" and accelerator.mixed_precision == "bf16"
-    model.kernel = KERNELS["xformers" if args.xformers else "matmul" if fast_on_cpu else "sdpa"]
+    model.kernel = KERNELS["xformers" if args.xformers else "matmul" if fast_on_cpu and not args.sdpa else "sdpa"]
     blocks = [*model.double_blocks, *model.single_blocks]
     if args.shard_model:
         shard(model, blocks=blocks, device=device, reshard_after_forward=args.reshard_after_forward)

@@ -17,6 +17,7 @@ from training_processes import TrainingRun
 from library.args import parse
 from library.checkpoints import Checkpoints, make_recipe
 from library.errors import UserError
+from library.flux.attention import KERNELS
 from library.jointdit.addons import trainable_parameters
 from library.training import Trainer, Watch
 from library.training_args import TrainingArgs
@@ -121,6 +122,14 @@ def test_checkpointing_changes_nothing(folder):
     plain = run(folder, "plain", "--max_train_steps", "2")
     checkpointed = run(folder, "checkpointed", "--max_train_steps", "2", "--gradient_checkpointing")
     assert addons(plain) == addons(checkpointed)
+
+
+@pytest.mark.parametrize(("more", "kernel"), [((), "matmul"), (("--sdpa",), "sdpa")])
+def test_attention_is_the_one_asked_for(folder, monkeypatch, more, kernel):
+    seen = {}
+    monkeypatch.setattr(Trainer, "run", lambda trainer: seen.update(kernel=trainer.bare_model.kernel))
+    run(folder, "not_run", "--max_train_steps", "1", "--mixed_precision", "bf16", *more)
+    assert seen["kernel"] is KERNELS[kernel]
 
 
 def test_bf16_trains_float32_addons(folder):
