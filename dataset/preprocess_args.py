@@ -1,7 +1,7 @@
 """Flags of the preprocessing steps 2 and 3."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,6 +9,7 @@ import torch
 
 from library.args import AutoencoderArgs, NoEffect, RuntimeArgs, TextEncoderArgs, flag
 from library.errors import UserError
+from library.flags import given
 from library.modality import DEPTH_TRANSFORMS
 from library.training_args import PRECISIONS
 
@@ -67,9 +68,8 @@ class PairsArgs(EncodingArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.text:
-            for name in ("clip_l", "t5xxl"):
-                if getattr(self, name) is not None:
-                    log.warning("--%s has no effect with --no_text", name)
+            for name in given(self, (item.name for item in fields(TextEncoderArgs))):
+                log.warning("--%s has no effect with --no_text", name)
             if self.is_attnmask_training:
                 raise UserError("--is_attnmask_training: there are no features to mask with --no_text; leave one away")
 

@@ -1,7 +1,7 @@
 """Flags of preprocessing step 1."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from dataset.intake import ORIGINALS
 from library.args import Flags, RuntimeArgs, flag
 from library.errors import UserError
+from library.flags import given
 from library.images import DEPTH_KINDS
 from library.sizes import PIXELS_PER_TOKEN
 
@@ -106,9 +107,8 @@ class Step1Args(PictureArgs, DepthArgs, CaptionArgs):
             (DepthArgs, "depth", self.skip_depth or self.depth_from is not None),
             (CaptionArgs, "caption", self.skip_captions or self.captions_from is not None),
         ):
-            for name, item in group.__dataclass_fields__.items():
-                network_flag = name.startswith(f"{stage}_") and not name.endswith(("_from", "_kind"))
-                if unused and network_flag and getattr(self, name) != item.default:
+            for name in given(self, (item.name for item in fields(group))) if unused else ():
+                if name.startswith(f"{stage}_") and not name.endswith(("_from", "_kind")):
                     log.warning("--%s has no effect here: no %s network runs", name, stage)
 
     def torch_device(self) -> torch.device:

@@ -15,6 +15,7 @@ from dataset.prompt_features import encode_prompts, read_prompt_features, read_p
 from library.batches import Batch, PromptFeatures, number_text
 from library.encoding import LatentEncoder, PairEncoder, PromptEncoder
 from library.errors import UserError
+from library.flags import given
 from library.flux.text import load_text_encoders
 from library.flux.weights import load_autoencoder
 from library.loading import Pairs
@@ -65,9 +66,13 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
         _check_same(pairs.meta, held_out.meta, folder=args.validation_folder)
     prompts = _cached_prompts(args, pairs.meta) if pairs.has_text else None
     if prompts is not None:
-        if args.text_encoder_device is not None:
-            log.warning("--text_encoder_device %s: has no effect: all text is cached", args.text_encoder_device)
+        _warn_of_idle(args, "text_encoder_device", "clip_tokenizer", "t5_tokenizer", why="all text is cached")
+        if given(args, ("evaluation_prompts",)) and read_prompts(args.evaluation_prompts) != prompts.prompts:
+            why = f"the prompts that preprocess_step3.py left in --prompt_folder {args.prompt_folder} are previewed"
+            _warn_of_idle(args, "evaluation_prompts", why=why)
         return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=None)
+    if not pairs.has_text:
+        _warn_of_idle(args, "prompt_folder", why="this cache has no text: prompts are encoded with the captions")
     encoder = _prompt_encoder(args, device, dtype)
     return TrainingData(
         pairs=pairs,
@@ -77,6 +82,11 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
         networks=() if pairs.has_text else encoder.networks,
         text_precision=encoder.precision,
     )
+
+
+def _warn_of_idle(args: TrainingArgs, *names: str, why: str) -> None:
+    for name in given(args, names):
+        log.warning("--%s has no effect: %s", name, why)
 
 
 def _cached_prompts(args: TrainingArgs, meta: dict[str, Any]) -> PromptFeatures | None:
@@ -184,7 +194,9 @@ def check_models(args: CacheFlags, meta: dict[str, Any]) -> None:
         )
     for name in names:
         path = getattr(args, name)
-        if path is not None and path.exists() and meta[name] not in (UNKNOWN, fingerprint(path)):
+        if path is not None and not path.exists():
+            log.warning("--%s %s: no such file or folder; whether it made this cache isn't known", name, path)
+        elif path is not None and meta[name] not in (UNKNOWN, fingerprint(path)):
             raise UserError(
                 f"--{name} {path}: isn't the model that made the cache of {args.image_folder}; give that one, or make "
                 "the cache anew with preprocess_step2.py"

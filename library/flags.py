@@ -10,7 +10,7 @@ import logging
 import re
 import tomllib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -132,6 +132,12 @@ def flag_values(args: Flags) -> dict[str, Any]:
         return [plain(each) for each in value] if isinstance(value, (tuple, list)) else value
 
     return {item.name: plain(getattr(args, item.name)) for item in fields(args)}
+
+
+def given(args: Flags, names: Iterable[str]) -> list[str]:
+    """Return those of some flags that ask for something: their value isn't the default."""
+    defaults = {item.name: item.default for item in fields(args)}
+    return [name for name in names if getattr(args, name) != defaults[name]]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -24,6 +24,7 @@ from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
 from library.experiment import newest_state, writing
 from library.flags import flag_values
+from library.idle_flags import idle_flags
 from library.interruption import StopRequest, stop_requests
 from library.joint_loss import NoiseSettings, draw, joint_flow_loss, noisy_pairs
 from library.jointdit.addons import AddonSettings, trainable_parameters
@@ -279,6 +280,8 @@ class Trainer:
             self.total * order.global_batch / order.count, accelerator.mixed_precision, accelerator.device,
             args.experiment,
         )  # fmt: skip
+        for name, why in idle_flags(args, guided=self.bare_model.config.guidance_embed).items():
+            log.warning("--%s has no effect: %s", name, why)
         log.info("Method: %s", describe_method(self.settings, self.bare_model.ranks, args))
         memory = estimate_memory(
             self.bare_model,

@@ -18,9 +18,10 @@ GIGABYTE = 1e9
 def describe_method(settings: AddonSettings, ranks: LoraRanks, args: TrainingArgs) -> str:
     """Name the switches of the method; all of them are in the add-ons' header too."""
     shift = f" {args.discrete_flow_shift:g}" if args.timestep_sampling == "shift" else ""
-    shared = "unbalanced" if args.unbalanced_sampling else "both drawn freely (unbalanced sampling off)"
+    clean = f"clean side {args.clean_flow_shift:g}, unbalanced"
+    shared = clean if args.unbalanced_sampling else "both drawn freely (unbalanced sampling off)"
     return (
-        f"noise levels {args.timestep_sampling}{shift}, clean side {args.clean_flow_shift:g}, {shared}; "
+        f"noise levels {args.timestep_sampling}{shift}, {shared}; "
         f"weights of the joint connection: {settings.weighting}; text dropout {args.text_dropout:g}; "
         f"guidance {args.guidance_scale:g}; "
         f"ranks {ranks.blocks} (vector_in {ranks.vector_in} {ranks.vector_out}, txt_in {ranks.text_in})"

@@ -132,7 +132,25 @@ def test_cached_pairs_need_no_encoders(sizes, caplog):
     data = open_data(sizes, "--text_encoder_device", "cuda:99")
     assert data.encode is None and len(data.pairs.names) == 8 and data.prompts.prompts == ("one", "two")
     assert (data.networks, data.text_precision) == ((), None)
-    assert caplog.messages == ["--text_encoder_device cuda:99: has no effect: all text is cached"]
+    assert caplog.messages == ["--text_encoder_device has no effect: all text is cached"]
+
+
+def test_prompts_and_models_that_are_not_read_are_named(sizes, tmp_path, encoder, caplog):
+    (tmp_path / "same.txt").write_text("one\ntwo\n")
+    (tmp_path / "other.txt").write_text("three\n")
+    open_data(sizes, "--evaluation_prompts", str(tmp_path / "same.txt"))
+    assert caplog.messages == []
+    open_data(sizes, "--evaluation_prompts", str(tmp_path / "other.txt"), "--t5_tokenizer", "x", "--ae", "nowhere")
+    said = (
+        "--ae nowhere: no such file or folder; wh",
+        "--t5_tokenizer has no effect: all text",
+        "--evaluation_prompts has",
+    )
+    assert all(message.startswith(start) for message, start in zip(caplog.messages, said, strict=True))
+    caplog.clear()
+    flags = ("--max_train_steps", "1", *text_on_the_fly(tmp_path, encoder), "--prompt_folder", str(sizes))
+    open_training_data(parse(flags, TrainingArgs), device=torch.device("cpu"), dtype=torch.float32)
+    assert caplog.messages[0].startswith("--prompt_folder has no effect: this cache has no text: prompts are encoded")
 
 
 def test_a_device_that_is_not_there_is_named(tmp_path, encoder):

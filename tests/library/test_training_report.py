@@ -6,8 +6,11 @@ from accelerate.utils import is_clearml_available, is_tensorboard_available
 from small_training import lines, prepare, run
 from torch import nn
 
+from library.args import parse
 from library.errors import UserError
+from library.idle_flags import idle_flags
 from library.optim import make_optimizer
+from library.training_args import TrainingArgs
 from library.training_report import estimate_memory, optimizer_bytes_per_weight
 
 CPU = torch.device("cpu")
@@ -69,6 +72,48 @@ def test_networks_that_stay_are_in_the_sum(folder, caplog):
     more = ("--sample_every_n_steps", "9", "--ae", str(folder / "ae.safetensors"))
     run(folder, "previewed", "--max_train_steps", "1", *more)
     assert any(message.startswith("Expected") and message.endswith(" encoders") for message in caplog.messages)
+
+
+IDLE = {
+    "max_train_epochs 3": "",
+    "clean_flow_shift 0.5": "--no_unbalanced_sampling",
+    "prompt_folder p": "",
+    "trust_cache": "",
+    "save_last_n_addons 1": "",
+    "val_samples 3": "",
+    "validation_folder v": "",
+    "evaluation_prompts e": "",
+    "output_resolution 32 32": "",
+    "sample_steps 3": "",
+    "sample_guidance_scale 2": "",
+    "sample_pairs 1": "",
+}
+
+
+@pytest.mark.parametrize("given", IDLE)
+def test_flags_that_change_nothing_are_named(given):
+    name, *values = given.split()
+    words = ("--image_folder", "x", "--max_train_steps", "1", *IDLE[given].split(), f"--{name}", *values)
+    assert list(idle_flags(parse(words, TrainingArgs), guided=True)) == [name]
+
+
+def test_flags_that_change_something_are_not():
+    words = (
+        "--image_folder x --max_train_epochs 3 --clean_flow_shift 0.5 --is_latent_training --prompt_folder p "
+        "--trust_cache --save_every_n_epochs 1 --save_last_n_addons 1 --validation_folder v --val_every_n_steps 2 "
+        "--val_samples 3 --sample_at_first --evaluation_prompts e --output_resolution 32 32 --sample_steps 3 "
+        "--sample_pairs 1 --guidance_scale 2 --sample_guidance_scale 2"
+    )
+    args = parse(words.split(), TrainingArgs)
+    assert idle_flags(args, guided=True) == {}
+    why = "this backbone has no guidance embedding"
+    assert idle_flags(args, guided=False) == {"guidance_scale": why, "sample_guidance_scale": why}
+
+
+def test_a_run_names_what_changes_nothing(folder, caplog):
+    run(folder, "idle", "--max_train_steps", "1", "--no_unbalanced_sampling", "--clean_flow_shift", "0.5")
+    why = "--no_unbalanced_sampling draws both noise levels from one density"
+    assert f"--clean_flow_shift has no effect: {why}" in caplog.messages
 
 
 def test_the_bar_shows_loss_rate_and_speed(folder, capfd):
