@@ -88,7 +88,7 @@ class RuntimeArgs(Flags):
     blocks_to_swap: int = flag(
         0, help="transformer blocks kept in CPU memory and streamed to the GPU, to save its memory", minimum=0
     )
-    sdpa: bool = flag(False, help="PyTorch's fused attention: used anyway, but for --xformers and bf16 training on a CPU")
+    sdpa: bool = flag(False, help="PyTorch's fused attention: used anyway, but for bf16 training on a CPU")
     xformers: bool = flag(False, help="attention by xformers, on a CUDA device (needs the package)")
 
     def __post_init__(self) -> None:
