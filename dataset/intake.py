@@ -18,6 +18,7 @@ from dataset.layout import IMAGE_SUFFIXES, RAW_IMAGES, Layout
 from dataset.sources import Source, candidate_names
 from dataset.step1_report import LEFT_OUT, NOT_READ, READY, TOO_SMALL
 from library.errors import UserError
+from library.files import flush_to_disk
 from library.images import read_fitted, read_notes, read_rgb, write_noted_png
 from library.sizes import PIXELS_PER_TOKEN
 
@@ -211,8 +212,7 @@ def _copy(source: Path, target: Path) -> None:
     temporary = target.with_name(f".copy.{os.getpid()}.tmp")  # the file's own name may be as long as names can be
     try:
         shutil.copy2(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        flush_to_disk(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

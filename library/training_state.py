@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from library.errors import UserError
-from library.files import save_tensors, write_json
+from library.files import flush_to_disk, save_tensors, write_json
 from library.fused_backward import WeightByWeight
 from library.sharding import gathered, own_part, shared_like
 
@@ -82,13 +82,11 @@ def save_state(
     try:
         for name, tensors in together.items():
             if name != "average" or progress.average is not None:
-                save_tensors(building / f"{name}.safetensors", tensors)
-        write_json(building / "state.json", state)
-        for path in (*building.iterdir(), building):
-            _flush_to_disk(path)
+                save_tensors(building / f"{name}.safetensors", tensors, durable=True)
+        write_json(building / "state.json", state, durable=True)
         shutil.rmtree(final, ignore_errors=True)  # the rest of one whose deletion was interrupted
         os.replace(building, final)
-        _flush_to_disk(folder)
+        flush_to_disk(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     if keep is not None:
@@ -100,15 +98,6 @@ def save_state(
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _flush_to_disk(path: Path) -> None:
-    """Wait until a file or folder would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def list_states(folder: Path) -> list[tuple[int, Path]]:

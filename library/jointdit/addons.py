@@ -166,7 +166,7 @@ def save_addons(
     extra: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write add-ons in the released names, and the JSON file beside them.
+    """Write add-ons in the released names, and the JSON file beside them; both are on the disk afterwards.
 
     Args:
         path: `.../jointdit_addons.safetensors`.
@@ -180,8 +180,9 @@ def save_addons(
     facts = asdict(settings) | {"ranks": asdict(model.ranks), "licence": LICENCE_NOTE} | dict(extra or {})
     if tensors is None:
         tensors = dict(trainable_parameters(model))
-    save_tensors(path, {name: tensor.detach().to(dtype) for name, tensor in tensors.items()}, metadata=facts)
-    write_json(path.with_suffix(".json"), {name: getattr(settings, name) for name in SIDECAR_FIELDS})
+    held = {name: tensor.detach().to(dtype) for name, tensor in tensors.items()}
+    save_tensors(path, held, metadata=facts, durable=True)
+    write_json(path.with_suffix(".json"), {name: getattr(settings, name) for name in SIDECAR_FIELDS}, durable=True)
 
 
 def read_settings(path: str | Path) -> AddonSettings:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import struct
+from pathlib import Path
 
 import pytest
 from fake_folder import write_base, write_cache
@@ -71,20 +72,47 @@ def test_a_full_disk_names_the_last_state(folder, monkeypatch):
     experiment = run(folder, "full", *more, "--max_train_steps", "2")
     before = {path: path.read_bytes() for path in experiment.rglob("*") if path.is_file()}
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    for what in ("jointdit_addons_step_000003.safetensors", "state_step_00000003"):
 
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        with pytest.raises(
-            UserError, match=r"state_step_00000003 can't be written \(No space left on device\); the new"
-        ):
-            run(folder, "full", *more, "--max_train_steps", "3")
+        def full(descriptor, name=f".{Path(what).stem}"):
+            if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+                raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            with pytest.raises(UserError, match=rf"{what} can't be written \(No space left on device\); the new"):
+                run(folder, "full", *more, "--max_train_steps", "3")
     for path, content in before.items():
         assert path.name in ("log.jsonl", "jointdit_addons.safetensors") or path.read_bytes() == content
-    assert not list(experiment.glob(".*"))
+    assert not list(experiment.glob(".*")) and not (experiment / "state_step_00000003").exists()
     whole = run(folder, "room", "--max_train_steps", "3")
     assert addons(run(folder, "full", *more, "--max_train_steps", "3")) == addons(whole)
+
+
+def test_what_is_saved_would_survive_a_power_cut(folder, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        fsync(descriptor)
+        done.append(("flushed", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def noted_replace(source, target):
+        replace(source, target)
+        done.append(("named", str(source), str(target)))
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    experiment = run(folder, "durable", "--max_train_steps", "1", "--save_every_n_steps", "1", "--save_state")
+    named = {}
+    for number, (what, *paths) in enumerate(done):
+        if what == "named":
+            source, target = paths
+            named[target] = (done[number - 1], done[number + 1])
+            assert named[target] == (("flushed", source), ("flushed", os.path.dirname(target)))
+    names = ("jointdit_addons", "jointdit_addons_step_000001")
+    files = {str(experiment / f"{name}.{ending}") for name in names for ending in ("safetensors", "json")}
+    assert files | {str(experiment / "state_step_00000001")} <= set(named)
 
 
 def test_a_folder_with_states_is_not_taken_for_a_new_run(folder):
