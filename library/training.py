@@ -118,7 +118,9 @@ class Trainer:
                 f"--ema_decay {args.ema_decay}: --optimizer_type {args.optimizer_type} averages the weights itself; "
                 "leave it away"
             )
-        self.by_weight = make_weight_by_weight(args, accelerator, optimizer, self.trained)
+        self.by_weight = make_weight_by_weight(
+            args, accelerator, optimizer, self.trained, new_optimizer=self.new_optimizer
+        )
         # The model is on its device already, perhaps with some blocks left behind in CPU memory (--blocks_to_swap): DDP
         # has no business with what is frozen. A model in parts exchanges its gradients itself: it must not be wrapped.
         frozen = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name not in self.trained]

@@ -1,7 +1,7 @@
 """From flags to the parts of a training run: accelerator, and the model on its device."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -23,7 +23,6 @@ from library.jointdit.addons import (
 )
 from library.jointdit.model import JointDiT, LoraRanks
 from library.memory import clamp_swap, place
-from library.optim import make_optimizer
 from library.quantize import quantize_base
 from library.randomness import generator_for
 from library.sharding import check_sharding, shard
@@ -113,9 +112,16 @@ def fit(model: JointDiT, args: TrainingArgs, accelerator: Accelerator) -> None:
 
 
 def make_weight_by_weight(
-    args: TrainingArgs, accelerator: Accelerator, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]
+    args: TrainingArgs,
+    accelerator: Accelerator,
+    optimizer: Optimizer,
+    weights: Mapping[str, nn.Parameter],
+    *,
+    new_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
 ) -> WeightByWeight | None:
     """Let `optimizer` step weight by weight, if `--fused_backward_pass` or `--addons_precision` ask for it.
+
+    `new_optimizer` makes one of the same kind and arguments, to try out whether that changes anything.
 
     Raises:
         UserError: something else needs all gradients at once, or the computation has another precision.
@@ -133,13 +139,7 @@ def make_weight_by_weight(
             f"--fused_backward_pass: {accelerator.num_processes} processes exchange gradients before the step; "
             "leave it away"
         )
-
-    def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        return make_optimizer(
-            args.optimizer_type, parameters, learning_rate=args.learning_rate, arguments=args.optimizer_args
-        )
-
-    if not steps_each_alone(make, device=accelerator.device):
+    if not steps_each_alone(new_optimizer, device=accelerator.device):
         raise UserError(
             f"{asking}: --optimizer_type {args.optimizer_type} scales its steps by all weights together; "
             "leave it away, or use adamw or adafactor"

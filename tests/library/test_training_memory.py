@@ -134,7 +134,7 @@ def test_a_fused_pass_of_several_processes_is_refused():
     args = parse(["--image_folder", "x", "--max_train_steps", "1", *FUSED], TrainingArgs)
     accelerator = SimpleNamespace(num_processes=2, mixed_precision="no")
     with pytest.raises(UserError, match="--fused_backward_pass: 2 processes exchange gradients"):
-        make_weight_by_weight(args, accelerator, torch.optim.SGD([torch.zeros(1)]), {})
+        make_weight_by_weight(args, accelerator, torch.optim.SGD([torch.zeros(1)]), {}, new_optimizer=torch.optim.SGD)
 
 
 def test_a_fused_pass_with_a_loss_that_is_not_finite_moves_nothing(folder, monkeypatch):
