@@ -110,7 +110,10 @@ def _open_pictures(args: TrainingArgs, device: torch.device, dtype: torch.dtype)
     held_out = None
     if args.validation_folder is not None:
         held_out = PicturePairs(
-            args.validation_folder, depth_transform=args.depth_transform, flag="--validation_folder"
+            args.validation_folder,
+            depth_transform=args.depth_transform,
+            max_bad_samples=args.max_bad_samples,
+            flag="--validation_folder",
         )
     paths = frozen_paths(args, "clip_l", "t5xxl", "ae")
     prompt_encoder = _prompt_encoder(args, device, dtype)

@@ -155,11 +155,37 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def first_batches(pairs: Pairs, *, count: int, batch_size: int) -> Iterator[Batch | RawBatch]:
-    """Yield the first `count` samples in their first form, in batches of one size each."""
-    groups: dict[int, list[int]] = {}
+def readable(pairs: Pairs, *, count: int, max_bad_samples: int = 0) -> list[int]:
+    """Return the first `count` samples that are to be read again and again, without those that can't be.
+
+    These are named in the log, up to `max_bad_samples` of them: what is looked at during training is found damaged at
+    its start.
+
+    Raises:
+        UserError: more samples than that are damaged or missing, or all.
+    """
+    good: list[int] = []
+    bad: list[str] = []
     for index in range(min(count, len(pairs.names))):
+        try:
+            pairs.read(index)
+        except BadSample as error:
+            bad.append(str(error))
+            if len(bad) > max_bad_samples:
+                raise
+            log.error("left out: %s", error)
+        else:
+            good.append(index)
+    if not good:
+        raise UserError(bad[-1])
+    return good
+
+
+def batches_of(pairs: Pairs, indices: Sequence[int], *, batch_size: int) -> Iterator[list[int]]:
+    """Yield samples in groups of one size each, of `batch_size` at most."""
+    groups: dict[int, list[int]] = {}
+    for index in indices:
         groups.setdefault(int(pairs.buckets[index]) if pairs.buckets is not None else 0, []).append(index)
     for members in groups.values():
         for start in range(0, len(members), batch_size):
-            yield pairs.collate([pairs.read(index) for index in members[start : start + batch_size]])
+            yield members[start : start + batch_size]

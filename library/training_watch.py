@@ -1,7 +1,8 @@
 """What looks at the model during training: previews, and the loss on held-out pairs."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from library.batches import Batch, PromptFeatures, RawBatch
 from library.flux.autoencoder import Autoencoder
 from library.flux.latents import PIXELS_PER_LATENT
 from library.flux.weights import load_autoencoder, variant_of
-from library.loading import Pairs, first_batches
+from library.loading import Pairs, batches_of, readable
 from library.preview import Previewer, PreviewSettings
 from library.training import Trainer, Watch
 from library.validation import validation_loss
@@ -32,16 +33,16 @@ def add_watches(trainer: Trainer, *, held_out: Pairs | None) -> None:
 
 def fixed_batches(
     pairs: Pairs,
+    indices: Sequence[int],
     *,
-    count: int,
     batch_size: int,
     on_device: Callable[[Batch | RawBatch], Batch],
     rank: int = 0,
     processes: int = 1,
-) -> list[Batch]:
-    """Read the first `count` samples as batches, `on_device`: those that fall to process `rank`."""
-    batches = enumerate(first_batches(pairs, count=count, batch_size=batch_size))
-    return [on_device(batch) for number, batch in batches if number % processes == rank]
+) -> Iterator[Batch]:
+    """Read samples in their first form as batches, `on_device`: those that fall to process `rank`."""
+    for members in islice(batches_of(pairs, indices, batch_size=batch_size), rank, None, processes):
+        yield on_device(pairs.collate([pairs.read(index) for index in members]))
 
 
 def _share(trainer: Trainer) -> dict[str, int]:
@@ -51,21 +52,35 @@ def _share(trainer: Trainer) -> dict[str, int]:
     return {"rank": trainer.accelerator.process_index, "processes": trainer.accelerator.num_processes}
 
 
+def _may_stop(trainer: Trainer) -> bool:
+    """Whether to leave off now: not alone where processes share the model and make everything together."""
+    return bool(trainer.stop) and not trainer.args.shard_model
+
+
 def _validation(trainer: Trainer, held_out: Pairs) -> Callable[[nn.Module, int], dict[str, float]]:
     args, accelerator = trainer.args, trainer.accelerator
+    indices = readable(held_out, count=args.val_samples, max_bad_samples=args.max_bad_samples)
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
-        batches = fixed_batches(
-            held_out,
-            count=args.val_samples,
-            batch_size=args.train_batch_size,
-            on_device=trainer.on_device,
-            **_share(trainer),
-        )
-        own = validation_loss(model, batches, guidance=args.guidance_scale)
-        count = sum(len(batch.names) for batch in batches)
-        sums = torch.tensor([count, *(count * loss for loss in own.values())], device=accelerator.device)
+        seen = 0
+
+        def batches() -> Iterator[Batch]:
+            nonlocal seen
+            own = fixed_batches(
+                held_out, indices, batch_size=args.train_batch_size, on_device=trainer.on_device, **_share(trainer)
+            )
+            for batch in own:
+                if _may_stop(trainer):
+                    return
+                seen += len(batch.names)
+                yield batch
+
+        own = validation_loss(model, batches(), guidance=args.guidance_scale)
+        sums = torch.tensor([seen, *(seen * loss for loss in own.values())], device=accelerator.device)
         total, *shares = accelerator.reduce(sums, reduction="sum").tolist()
+        if total < len(indices):
+            log.warning("Validation of step %d is left unfinished: asked to stop", step)
+            return {}
         losses = {name: share / total for name, share in zip(own, shares, strict=True)}
         log.info("Step %d, held-out loss: %s", step, ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
         return {f"val_{name}": loss for name, loss in losses.items()}
@@ -80,7 +95,8 @@ def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
         autoencoder = load_autoencoder(frozen_paths(args, "ae")["ae"], dtype=torch.float32, device=accelerator.device)
         trainer.networks.append(autoencoder)
     # One pair more than is shown, for its size, so that --sample_pairs 0 works too.
-    shown = fixed_batches(pairs, count=max(1, args.sample_pairs), batch_size=1, on_device=trainer.on_device)
+    indices = readable(pairs, count=max(1, args.sample_pairs), max_bad_samples=args.max_bad_samples)
+    shown = list(fixed_batches(pairs, indices, batch_size=1, on_device=trainer.on_device))
     size = tuple(shown[0].rgb_BChw.shape[-2:])
     if args.output_resolution is not None:
         width, height = args.output_resolution
@@ -102,7 +118,6 @@ def _previewer(trainer: Trainer, pairs: Pairs) -> Previewer:
         prompts=PromptFeatures(empty=trainer.empty, prompts=prompts.prompts, evaluation=evaluation),
         pairs=shown[: args.sample_pairs],
         writes=accelerator.is_main_process or not args.shard_model,
-        # Processes that share the model make every sheet together: none of them may leave alone.
-        asked_to_stop=lambda: bool(trainer.stop) and not args.shard_model,
+        asked_to_stop=lambda: _may_stop(trainer),
         **_share(trainer),
     )

@@ -10,7 +10,7 @@ from dataset.jointdit_dataset import CachedPairs, PicturePairs, centre_crop, rea
 from library.batches import Batch, PixelBatch
 from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
-from library.loading import BadSample, first_batches, load_batches
+from library.loading import BadSample, batches_of, load_batches, readable
 from library.randomness import generator_for
 
 
@@ -213,8 +213,22 @@ def test_both_modes_see_the_same_buckets(tmp_path):
         write_cache(tmp_path, names=(name,), side=size // 16 * 2)
     pictures, cached = PicturePairs(tmp_path, depth_transform="none"), CachedPairs(tmp_path, depth_transform="none")
     assert pictures.buckets.tolist() == cached.buckets.tolist() == [0, 1, 0, 2, 1, 0, 0, 0]
-    shapes = [batch.rgb_BChw.shape for batch in first_batches(pictures, count=8, batch_size=3)]
-    assert [(shape[0], shape[-1]) for shape in shapes] == [(3, 32), (2, 32), (2, 48), (1, 64)]
+    assert list(batches_of(pictures, range(8), batch_size=3)) == [[0, 2, 5], [6, 7], [1, 4], [3]]
+
+
+def test_what_is_read_again_and_again_is_tried_first(tmp_path, caplog):
+    layout = write_cache(tmp_path)
+    pairs = CachedPairs(tmp_path, depth_transform="none")
+    layout.cached(NAMES[1]).write_bytes(b"nothing")
+    assert readable(pairs, count=1) == [0]
+    with pytest.raises(BadSample, match=rf"{NAMES[1]}\.safetensors: damaged"):
+        readable(pairs, count=3)
+    caplog.clear()
+    assert readable(pairs, count=4, max_bad_samples=1) == [0, 2, 3]
+    assert [record.message.startswith("left out: --image_folder") for record in caplog.records] == [True]
+    layout.cached(NAMES[0]).write_bytes(b"nothing")
+    with pytest.raises(UserError, match=rf"{NAMES[1]}\.safetensors: damaged"):
+        readable(pairs, count=2, max_bad_samples=2)
 
 
 def test_missing_partners_within_the_bound(tmp_path):
