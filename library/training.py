@@ -263,8 +263,8 @@ class Trainer:
                     numbers = self.optimize(batches, self.step)
                     self.step += 1
                     journal.step(self.step, **numbers)
-                    self.watch(journal)
                     self.save_if_due(journal)
+                    self.watch(journal)  # after the state is safe: previews take more memory than a step
                 self.finish()
             finally:
                 journal.close()

@@ -44,13 +44,14 @@ class TrainingLog:
         self.note(step=step, **values, samples_per_second=round(rate, 2))
 
     def note(self, *, step: int, **values: Any) -> None:
-        """Write one line of any content, which also goes to the trackers."""
+        """Write one line of any content, which also goes to the trackers; nothing if there is none."""
+        if not values:
+            return
         if self.active:
             with writing(self.path, experiment=self.path.parent):
                 self.file.write(json.dumps({"step": step, **values}) + "\n")
                 self.file.flush()
-        if values:
-            self.accelerator.log(values, step=step)
+        self.accelerator.log(values, step=step)
 
     def pause(self) -> None:
         """Leave what was done since the last step (previews, saving) out of the next step's rate."""

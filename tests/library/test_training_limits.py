@@ -10,6 +10,7 @@ import pytest
 from fake_folder import write_base, write_cache
 from small_training import addons, lines, prepare, run
 
+import library.training_watch
 from library.errors import UserError
 from library.experiment import LOCK, open_experiment
 from library.flux.checkpoint import open_checkpoint
@@ -209,6 +210,41 @@ def test_a_stop_request_ends_previews_too(folder, monkeypatch, caplog):
     assert "Previews of step 2 are left unfinished: asked to stop" in caplog.messages
     assert [path.name for path in (experiment / "sample" / "steps_2").glob("*.png")] == ["prompt_00001.png"]
     assert (experiment / "state_step_00000002").is_dir() and not (experiment / "jointdit_addons.safetensors").exists()
+
+
+def test_a_stop_request_ends_validation_too(folder, monkeypatch, caplog):
+    plain = library.training_watch.validation_loss
+
+    def stopped(model, batches, *, guidance):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(model, batches, guidance=guidance)
+
+    monkeypatch.setattr("library.training_watch.validation_loss", stopped)
+    experiment = run(
+        folder, "validated", "--max_train_steps", "3", "--val_every_n_steps", "2", "--validation_folder",
+        str(folder / "held_out"),
+    )  # fmt: skip
+    assert "Validation of step 2 is left unfinished: asked to stop" in caplog.messages
+    assert [line["step"] for line in lines(experiment)] == [1, 2]
+    assert (experiment / "state_step_00000002").is_dir()
+
+
+def test_damaged_held_out_samples_are_found_at_the_start(folder, tmp_path, caplog):
+    damaged = write_cache(tmp_path, autoencoder=folder / "ae.safetensors").cached("00000001")
+    damaged.write_bytes(b"nothing")
+    more = ("--max_train_steps", "2", "--val_every_n_steps", "2", "--validation_folder", str(tmp_path))
+    with pytest.raises(UserError, match=r"--validation_folder .*00000001\.safetensors: damaged"):
+        run(folder, "held_out_damaged", *more)
+    assert lines(run(folder, "held_out_damaged", *more, "--max_bad_samples", "1"))[-1]["val_depth_estimation"] > 0
+    assert sum("left out: --validation_folder" in message for message in caplog.messages) == 1
+
+
+def test_a_fault_of_the_previews_costs_no_state(folder, monkeypatch):
+    monkeypatch.setattr(Previewer, "prompt_sheet", lambda *_: 1 / 0)
+    more = ("--max_train_steps", "4", "--sample_every_n_steps", "2", "--ae", str(folder / "ae.safetensors"))
+    with pytest.raises(ZeroDivisionError):
+        run(folder, "fault", *more, "--save_state", "--save_every_n_steps", "2")
+    assert (folder / "experiments" / "fault" / "state_step_00000002").is_dir()
 
 
 def test_addons_of_the_steps_between_are_bounded(folder):
