@@ -26,6 +26,7 @@ from library.batches import (
     text_rows,
 )
 from library.errors import UserError
+from library.files import read_lines
 from library.flux.text import EMPTY_PROMPT
 from library.images import read_depth, read_rgb
 from library.loading import BadSample
@@ -261,12 +262,11 @@ def read_captions(path: Path, *, flag: str = "--image_folder") -> tuple[str, ...
         UserError: no such file, or not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return read_lines(path) or (EMPTY_PROMPT,)
     except UnicodeDecodeError:
         raise UserError(f"{flag} {path}: is not UTF-8 text") from None
     except OSError as error:
         raise UserError(f"{flag} {path}: can't be read ({error.strerror or error})") from None
-    return tuple(line.strip() for line in lines if line.strip()) or (EMPTY_PROMPT,)
 
 
 def find_image(layout: Layout, name: str) -> Path:

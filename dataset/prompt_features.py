@@ -12,7 +12,7 @@ from dataset.layout import PromptLayout
 from library.batches import PromptFeatures, concatenate_text, text_rows
 from library.encoding import PromptEncoder
 from library.errors import UserError
-from library.files import left_overs, write_json
+from library.files import left_overs, read_lines, write_json
 from library.flux.text import EMPTY_PROMPT
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,9 @@ def read_prompts(path: Path, *, flag: str = "--evaluation_prompts") -> tuple[str
         UserError: no such file, or not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{flag} {path}: can't be read ({error}); give a UTF-8 text file, one prompt a line") from None
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def encode_prompts(encoder: PromptEncoder, prompts: Sequence[str]) -> PromptFeatures:

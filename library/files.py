@@ -56,6 +56,14 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_lines(path: Path) -> tuple[str, ...]:
+    """Read the lines of a UTF-8 text that say something, without the white space at their ends.
+
+    A byte-order mark doesn't count. Raises what reading does: OSError, UnicodeDecodeError.
+    """
+    return tuple(text for line in path.read_text(encoding="utf-8-sig").splitlines() if (text := line.strip()))
+
+
 def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:
     """Write UTF-8 text atomically."""
     with write_atomically(path, durable=durable) as temporary:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dataset.annotators.groups import group_by, write_group
 from dataset.layout import Layout
 from library.errors import UserError
-from library.files import write_text
+from library.files import read_lines, write_text
 from library.images import fit_depth, read_depth, read_rgb, write_depth_npy
 
 NO_DEPTH, NO_CAPTION = "no depth map", "no caption"
@@ -132,7 +132,7 @@ def _import_caption(layout: Layout, line: Line, folder: Path) -> list[Line]:
     if found is None:
         return [_problem(name, NO_CAPTION, f"--captions_from {folder}: holds none for {line['source']}")]
     try:
-        captions = [text for each in found.read_text(encoding="utf-8-sig").splitlines() if (text := each.strip())]
+        captions = read_lines(found)
     except (OSError, UnicodeDecodeError) as error:
         return [_problem(name, NO_CAPTION, f"--captions_from {found}: can't be read as UTF-8 text ({error})")]
     if not captions:
