@@ -1,63 +1,97 @@
-"""Make the README's pictures from what scripts/demo.sh left: one strip per task.
+"""Make the README's contact sheet: all three tasks on the first held-out scenes, none left out.
 
 python scripts/readme_pictures.py
+
+Each picture is what inference.py makes of the same caption, image or depth with the scene's number as seed. Beside the
+sheet goes a JSON file that says what made it, weights included, so that a test can tell when it has to be made again.
 """
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from demo_page import HEADINGS, Exhibit, read_exhibits
-from torch import Tensor
-from torch.nn import functional
-
+from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED, render_batch
 from library.args import Flags, flag, parse
-from library.cli import run_main, say
-from library.images import write_rgb
+from library.cli import run_main, say, set_threads
+from library.evaluation.task_sheet import CELL, SheetScene, draw_sheet
+from library.files import write_atomically, write_json
+from library.modality import normalize_disparity
+from library.pipeline import Pipeline
+from library.weight_paths import WeightPaths, embedded_files
 
-GAP = 8  # pixels between the pictures of one result
-SPACE = 40  # pixels between results
+QUALITY = 88  # of WebP, which GitHub shows: a third of the bytes of PNG
 
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesArgs(Flags):
     """README pictures."""
 
-    folder: Path = flag(Path("outputs/demo"), help="results of scripts/demo.sh", metavar="FOLDER")
-    output: Path = flag(Path("assets/readme"), help="where TASK.png go", metavar="FOLDER")
-    side: int = flag(192, help="height of a picture in the strip, in pixels", minimum=16)
-    count: int = flag(3, help="results in one strip", minimum=1)
-
-
-def strip(exhibits: list[Exhibit], *, side: int) -> Tensor:
-    """Return the given and made pictures of these results in one row on white, (3, side, w) in [0, 1]."""
-    columns: list[Tensor] = []
-    for exhibit in exhibits:
-        shown = [picture for picture in exhibit.pictures if picture.kind != "truth"]
-        for place, picture in enumerate(shown):
-            if columns:
-                columns.append(torch.ones(3, side, GAP if place else SPACE))
-            columns.append(_at_height(picture.rgb_3hw, side))
-    return torch.cat(columns, dim=2)
-
-
-def _at_height(rgb_3hw: Tensor, side: int) -> Tensor:
-    """Return a picture resized to `side` rows, its proportions kept."""
-    height, width = rgb_3hw.shape[-2:]
-    size = (side, round(width * side / height))
-    return functional.interpolate(rgb_3hw[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    output: Path = flag(
+        Path("assets/readme/contact_sheet.webp"), help="the picture; FILE.json goes beside it", metavar="FILE.webp"
+    )
+    model_folder: Path | None = flag(
+        None, help="folder with the embedded model's file names (otherwise assets/tiny)", metavar="FOLDER"
+    )
+    scenes: int = flag(8, help="held-out scenes, from the first one on", minimum=1)
+    steps: int = flag(20, help="denoising steps", minimum=1)
+    num_threads: int = flag(0, help="CPU threads; 0 takes the cores this process may use", minimum=0)
 
 
 def main() -> None:
-    """Read the flags and write one strip per task."""
-    args = parse(sys.argv[1:], PicturesArgs, description="Make the README's pictures.")
-    exhibits = read_exhibits(args.folder)
-    for task in HEADINGS:
-        chosen = [exhibit for exhibit in exhibits if exhibit.task == task][: args.count]
-        if chosen:
-            write_rgb(args.output / f"{task}.png", strip(chosen, side=args.side))
-            say(f"{args.output / task}.png: {len(chosen)} results")
+    """Read the flags, render the scenes, run the tasks, write picture and facts."""
+    args = parse(sys.argv[1:], PicturesArgs, description=__doc__)
+    set_threads(args.num_threads)
+    paths = embedded_files(folder=args.model_folder)
+    scenes = make_scenes(Pipeline(WeightPaths(**paths)), count=args.scenes, steps=args.steps)
+    note = (
+        f"Held-out scenes 0 to {args.scenes - 1} (seed {HELD_OUT_SEED}), in order, none left out. "
+        f"The caption is the prompt; {args.steps} steps; seed: the scene's number."
+    )
+    with write_atomically(args.output) as temporary:
+        draw_sheet(scenes, note=note).save(temporary, quality=QUALITY, method=6)
+    write_json(args.output.with_suffix(".json"), facts(args, paths))
+    say(f"{args.output}: {args.output.stat().st_size / 1e3:.0f} kB")
+
+
+def make_scenes(pipeline: Pipeline, *, count: int, steps: int) -> list[SheetScene]:
+    """Run the three tasks on the first held-out scenes, each with its number as the seed."""
+    batch = render_batch(HELD_OUT_SEED, range(count), CELL)
+    made = []
+    for number, caption in enumerate(batch.captions):
+        rgb_3hw = (batch.rgb_B3hw[number] * 255).round() / 255  # as a PNG would hold it
+        depth_hw = normalize_disparity(batch.disparity_Bhw[number])
+        joint = pipeline.run("joint_generation", prompt=caption, seeds=[number], steps=steps)[0]
+        depth = pipeline.run("depth_estimation", image=rgb_3hw, seeds=[number], steps=steps)[0]
+        image = pipeline.run("depth_to_image", depth=depth_hw, prompt=caption, seeds=[number], steps=steps)[0]
+        pictures = {
+            "joint_rgb": joint.rgb_3hw,
+            "joint_depth": joint.depth_hw,
+            "true_rgb": rgb_3hw,
+            "estimated_depth": depth.depth_hw,
+            "true_depth": depth_hw,
+            "given_depth": depth_hw,
+            "made_rgb": image.rgb_3hw,
+        }
+        made.append(SheetScene(caption=caption, pictures=pictures))
+        say(f"scene {number}: {caption}")
+    return made
+
+
+def facts(args: PicturesArgs, paths: dict[str, Path]) -> dict[str, object]:
+    """Return what decides the picture."""
+    return {
+        "scenes": args.scenes,
+        "held_out_seed": HELD_OUT_SEED,
+        "generator_version": GENERATOR_VERSION,
+        "steps": args.steps,
+        "weights": weight_hashes(paths),
+    }
+
+
+def weight_hashes(paths: dict[str, Path]) -> dict[str, str]:
+    """Return the beginning of each weight file's SHA-256 by its flag."""
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in paths.items()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo's page and the README's pictures, from made-up results."""
+"""The demo's page, from made-up results."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from library.errors import UserError
-from library.images import read_rgb, write_depth_npy, write_rgb
+from library.images import write_depth_npy, write_rgb
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -24,7 +24,6 @@ def load(name):
 
 
 demo_page = load("demo_page")
-readme_pictures = load("readme_pictures")
 
 
 @pytest.fixture
@@ -75,10 +74,3 @@ def test_page_says_how_each_result_is_made_again(results):
 def test_no_results_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^--folder .*: holds no results; run scripts/demo.sh$"):
         demo_page.read_exhibits(tmp_path)
-
-
-def test_readme_pictures(results, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["x", "--folder", str(results), "--output", str(results / "out"), "--side", "48"])
-    readme_pictures.main()
-    for task in demo_page.HEADINGS:
-        assert read_rgb(results / "out" / f"{task}.png").shape == (3, 48, 64 + readme_pictures.GAP + 64)
