@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from library.errors import UserError
+from library.errors import UserError, first_line
 from library.flux.text import TextFeatures, text_ids
 from library.modality import DEPTH_TRANSFORMS, MODALITIES
 
@@ -77,8 +77,7 @@ def read_tensor(path: Path) -> Tensor:
         what = f" (it asks for {asked[1]}, which wasn't run)" if asked else ""
         raise Refused(f"{path}: holds more than tensors, or is none of torch's files{what}") from None
     except Exception as error:  # damage comes as many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Refused(f"{path}: damaged ({reason[:120]})") from None
+        raise Refused(f"{path}: damaged ({first_line(error)[:120]})") from None
     if type(value) is not Tensor or value.layout is not torch.strided or value.device.type != "cpu":
         raise Refused(f"{path}: holds {_kind_of(value)}, not a plain tensor")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():

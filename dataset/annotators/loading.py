@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from library.errors import UserError
+from library.errors import UserError, first_line
 
 
 def load_whole(kind: Any, name: str, *, flag: str, **options: Any) -> Any:
@@ -18,12 +18,12 @@ def load_whole(kind: Any, name: str, *, flag: str, **options: Any) -> Any:
         loaded = kind.from_pretrained(name, trust_remote_code=False, **options)
     except ImportError as error:
         raise UserError(
-            f"{flag}: needs a package that isn't installed ({_first_line(error)}); most need no more than "
+            f"{flag}: needs a package that isn't installed ({first_line(error)}); most need no more than "
             "pip install 'jointdit[vision]'"
         ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"{flag}: can't be loaded ({_first_line(error)}); give a hub name or a local folder of transformers"
+            f"{flag}: can't be loaded ({first_line(error)}); give a hub name or a local folder of transformers"
         ) from None
     if not is_model:
         return loaded
@@ -32,7 +32,3 @@ def load_whole(kind: Any, name: str, *, flag: str, **options: Any) -> Any:
     if bad:
         raise UserError(f"{flag}: {len(bad)} of its tensors are missing or don't fit, the first {bad[0]}")
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

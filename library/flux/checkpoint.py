@@ -137,14 +137,23 @@ def safetensors_files(path: Path, *, flag: str) -> list[Path]:
     return files
 
 
+def read_json(path: Path, *, flag: str) -> Any:
+    """Read a JSON file that belongs to weights.
+
+    Raises:
+        UserError: it isn't JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{flag} {path}: not readable as JSON ({error})") from error
+
+
 def _read_config(path: Path, *, flag: str, model_types: Collection[str]) -> dict[str, Any]:
     """Return a JSON file's settings; nothing if it isn't there or is another model's (folders are often shared)."""
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{flag} {path}: not readable as JSON ({error})") from error
+    config = read_json(path, flag=flag)
     if not isinstance(config, dict):
         return {}
     if config.get("model_type", config.get("_class_name", next(iter(model_types), ""))) not in model_types:

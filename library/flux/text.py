@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from library.errors import UserError
+from library.errors import UserError, first_line
 from library.flux.text_weights import load_clip, load_t5
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _load_tokenizer(kind: Any, source: str | Path, *, flag: str) -> PreTrainedTo
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the parsers raise many kinds
-        raise UserError(f"{flag} {source}: its files can't be read ({_first_line(error)})") from error
+        raise UserError(f"{flag} {source}: its files can't be read ({first_line(error)})") from error
 
 
 def _download_tokenizer(name: str, *, flag: str) -> Path:
@@ -239,11 +239,7 @@ def _download_tokenizer(name: str, *, flag: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_TOKENIZER_FILES))
     except Exception as error:  # network, permissions, names: the hub client raises many kinds
         do = "not on this computer and can't be downloaded; give a folder that holds it"
-        raise UserError(f"{flag} {name}: {do} ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{flag} {name}: {do} ({first_line(error)})") from error
 
 
 def _require_fit(tokenizer: PreTrainedTokenizerBase, config: Any, *, flag: str) -> None:

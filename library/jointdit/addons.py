@@ -5,7 +5,6 @@ about them go into the header under the key `jointdit`, the released ones into `
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from library.errors import UserError
 from library.files import save_tensors, write_json
-from library.flux.checkpoint import Checkpoint, Source, assign, open_checkpoint
+from library.flux.checkpoint import Checkpoint, Source, assign, open_checkpoint, read_json
 from library.flux.variants import FluxConfig
 from library.flux.weights import FLUX_FLAG, open_flux, read_flux_config
 from library.jointdit.attention import WEIGHTINGS
@@ -196,10 +195,7 @@ def read_settings(path: str | Path) -> AddonSettings:
     sidecar_path = path.with_suffix(".json")
     sidecar: dict[str, Any] = {}
     if sidecar_path.is_file():
-        try:
-            sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{FLAG} {sidecar_path}: not readable as JSON ({error})") from error
+        sidecar = read_json(sidecar_path, flag=FLAG)
         if not isinstance(sidecar, dict):
             raise UserError(f"{FLAG} {sidecar_path}: holds a {type(sidecar).__name__}, not named settings")
     elif not header:
