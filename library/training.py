@@ -71,11 +71,7 @@ class Trainer:
         networks: Sequence[nn.Module] = (),
         text_precision: torch.dtype | None = None,
     ) -> None:
-        """Prepare a run.
-
-        `encode` makes batches of what `pairs` gives where not everything is cached, by `networks`; `text_precision` is
-        that of text encoders which ran.
-        """
+        """Prepare a run; `encode` makes batches of what isn't cached, by `networks`; text ran in `text_precision`."""
         self.args = args
         self.accelerator = accelerator
         self.pairs = pairs
