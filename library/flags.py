@@ -106,7 +106,7 @@ def parse(
     first, _ = _config_parser().parse_known_args(list(argv))
     tokens: list[str] = []
     if first.config_file is not None:
-        tokens = list(_tokens_from_toml(Path(first.config_file), known))
+        tokens = list(_tokens_from_toml(Path(first.config_file), parser))
         try:
             _parse_known(parser, tokens, known)
         except UserError as error:
@@ -253,28 +253,45 @@ def _nearest(name: str, known: set[str]) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
-def _tokens_from_toml(path: Path, known: set[str]) -> Iterator[str]:
+def _tokens_from_toml(path: Path, parser: _Parser) -> Iterator[str]:
     """Yield the command-line form of a TOML file; tables only group keys, their names mean nothing."""
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"--config_file {path}: {error.strerror or error}; give a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--config_file {path}: is not valid TOML: {error}") from None
+    known = parser._option_string_actions
+    seen: set[str] = set()
     for key, value in _flat(content):
-        name = f"--{key}"
-        if name not in known:
-            raise UserError(f"--config_file {path}: {key} is not a flag{_nearest(name, known)}")
-        if value is True:
-            yield name
-        elif value is False:
-            if f"--no_{key}" in known:
-                yield f"--no_{key}"
-        elif isinstance(value, list):
-            yield from (name, *map(str, value))
-        else:
-            yield f"{name}={value}"
+        if f"--{key}" not in known:
+            raise UserError(f"--config_file {path}: {key} is not a flag{_nearest(f'--{key}', set(known))}")
+        if key in ("config_file", "help") or key in seen:
+            reason = "is there twice" if key in seen else "belongs to the command line"
+            raise UserError(f"--config_file {path}: {key} {reason}; take it out")
+        seen.add(key)
+        try:
+            yield from _tokens_of(key, value, known)
+        except ValueError as error:
+            raise UserError(f"--config_file {path}: {key} {error}") from None
+
+
+def _tokens_of(key: str, value: Any, known: Mapping[str, argparse.Action]) -> list[str]:
+    """Return the command-line form of one key; raise `ValueError` if the value is of a kind the flag doesn't take."""
+    action = known[f"--{key}"]
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"is a switch; write true or false, not {value!r}")
+        opposite = key.removeprefix("no_") if key.startswith("no_") else f"no_{key}"
+        name = f"--{key if value else opposite}"
+        return [name] if name in known else []  # a switch without effect has no opposite
+    if isinstance(value, bool) and not isinstance(action, _Ignored):
+        raise ValueError(f"isn't a switch; give it a value, not {str(value).lower()}")
+    if not isinstance(value, list):
+        return [f"--{key}={value}"]
+    if action.nargs in (None, "?"):
+        raise ValueError(f"takes one value, not a list of {len(value)}")
+    return [f"--{key}", *map(str, value)]
 
 
 def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -105,17 +105,31 @@ def test_config_file_and_command_line(tmp_path: Path) -> None:
     )
 
 
+def test_a_config_file_can_turn_switches_both_ways(tmp_path: Path) -> None:
+    path = tmp_path / "flags.toml"
+    for text, kept in (("keep = true", True), ("keep = false", False), ("no_keep = true", False),
+                       ("no_keep = false", True)):  # fmt: skip
+        path.write_text(text)
+        assert parse(["--config_file", str(path)], Sample).keep is kept
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("step = 3", "step is not a flag; did you mean --steps?"),
         ("steps = ", "is not valid TOML"),
         ('steps = "x"', "--steps: 'x' is not a whole number (in --config_file"),
+        ("steps = false", "steps isn't a switch; give it a value, not false"),
+        ("steps = [3, 4]", "steps takes one value, not a list of 2"),
+        ("sdpa = 1", "sdpa is a switch; write true or false, not 1"),
+        ("steps = 3\n[more]\nsteps = 4", "steps is there twice; take it out"),
+        ('config_file = "other.toml"', "config_file belongs to the command line; take it out"),
+        ("note = '\udcff'", "is not valid TOML: 'utf-8' codec can't decode byte 0xff"),
     ],
 )
 def test_config_file_errors(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "flags.toml"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(UserError) as caught:
         parse(["--config_file", str(path)], Sample)
     assert message in str(caught.value) and str(path) in str(caught.value)
