@@ -56,6 +56,7 @@ REFERENCE_MIN_DISPARITY = 0.05  # below it 1/d is mostly noise; 1/0.05 is the fa
 LATENT_NOISE = 0.1  # of the latents' standard deviation
 HUE_MIN_PIXELS = 50
 TIMED_STEPS = 20
+OWN_DEPTH = "depth"  # the purpose of depth estimation that is measured; every other one serves to look at pictures
 TIMED_RUNS = 3
 Word = TypeVar("Word")  # a colour, or a colour and a solid
 
@@ -163,7 +164,7 @@ def measure_autoencoder(setting: Setting) -> dict[str, float]:
 def measure_depth(setting: Setting) -> dict[str, float]:
     """Measure depth estimation from true pictures."""
     scenes = setting.scenes
-    pred_Nhw = setting.model.estimate_depth(scenes.rgb_N3hw, steps=setting.depth_steps, purpose="depth")
+    pred_Nhw = setting.model.estimate_depth(scenes.rgb_N3hw, steps=setting.depth_steps, purpose=OWN_DEPTH)
     return _depth_values(pred_Nhw, scenes.metric_Nhw)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from library.evaluation.progress import Progress
 from library.flux.autoencoder import Autoencoder
@@ -20,6 +20,7 @@ from library.flux.schedule import timestep_schedule
 from library.flux.text import EMPTY_PROMPT, TextEncoders, load_text_encoders
 from library.flux.weights import load_autoencoder, variant_of
 from library.jointdit.addons import AddonSettings, load_jointdit, read_settings
+from library.jointdit.model import JointDiT
 from library.modality import MODALITIES
 from library.pipeline import GUIDANCE_SCALE
 from library.randomness import generator_for
@@ -36,7 +37,7 @@ class BatchedModel:
     All pictures and maps are float32 on the CPU, in [0, 1]; maps are disparity, near = large.
     """
 
-    model: nn.Module
+    model: JointDiT
     autoencoder: Autoencoder
     text: TextEncoders
     settings: AddonSettings
@@ -45,6 +46,7 @@ class BatchedModel:
     seed: int = 0
     size: int = 128
     shift_schedule: bool = True
+    guidance: float = GUIDANCE_SCALE
     device: torch.device = torch.device("cpu")
 
     def reconstruct_rgb(self, rgb_N3hw: Tensor, *, noise: float = 0.0) -> Tensor:
@@ -109,7 +111,7 @@ class BatchedModel:
             prompts, with_mask=self.settings.is_attnmask_training, with_ids=self.settings.is_txt_ids_training
         )
         ids = image_ids(side // PATCH, side // PATCH, device=self.device)
-        guidance_B = torch.full((len(prompts),), GUIDANCE_SCALE, device=self.device)
+        guidance_B = torch.full((len(prompts),), self.guidance, device=self.device)
         x_MBLD = sample(
             lambda x_MBLD, t_MB: self.model(x_MBLD, t_MB=t_MB, text=text, image_ids=ids, guidance_B=guidance_B),
             pack(noise_MBChw.to(self.device)),
