@@ -23,8 +23,8 @@ def open_experiment(folder: Path, *, resume: bool, main_process: bool = True) ->
     """Hold an experiment's folder for one run; on the main process make it, lock it and clean it up.
 
     Raises:
-        UserError: it can't be written to, another run is in it, or it has states that a run without `--resume` would
-            mix with its own.
+        UserError: it can't be written to, another run is in it, or it has states or add-ons that a run without
+            `--resume` would mix with its own.
     """
     if not main_process:
         yield
@@ -46,6 +46,12 @@ def open_experiment(folder: Path, *, resume: bool, main_process: bool = True) ->
             raise UserError(
                 f"--exp_name {folder.name}: {folder} has {states[-1][1].name} of an earlier run; give --resume latest "
                 "to go on with it, or choose another name"
+            )
+        addons = sorted(folder.glob("*.safetensors"))
+        if addons and not resume:
+            raise UserError(
+                f"--exp_name {folder.name}: {folder} has {addons[-1].name} of an earlier run, and no state to go on "
+                "from; choose another name, or move that folder away"
             )
         remove_left_overs(folder)
         try:

@@ -150,9 +150,9 @@ def test_going_on_from_given_addons(folder, uninterrupted):
         load_file(path)["txt_in.lora_A.weight"],
     )
     with pytest.raises(UserError, match="--weighting paper: the add-ons of --jointdit_addons_path were trained with"):
-        run(folder, "fine_tuned", *more, "--weighting", "paper")
+        run(folder, "refused", *more, "--weighting", "paper")
     with pytest.raises(UserError, match="--lora_rank 5 .*: the add-ons of --jointdit_addons_path have 4, 4 8 and 8"):
-        run(folder, "fine_tuned", *more, "--lora_rank", "5")
+        run(folder, "refused", *more, "--lora_rank", "5")
 
 
 RELEASED_FLAGS = """

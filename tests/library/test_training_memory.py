@@ -76,7 +76,7 @@ def plain(folder):
     ids=["fused", "fused and checkpointed", "selective"],
 )
 def test_saving_memory_changes_no_bit(folder, plain, more):
-    assert same(addons(run(folder, "saving", *more)), plain)
+    assert same(addons(run(folder, f"saving{'_'.join(more)}", *more)), plain)
 
 
 def test_fused_bf16_is_ordinary_bf16_and_resumes_exactly(folder):
