@@ -58,10 +58,10 @@ class Column:
 COLUMNS = (
     Column(key="depth_absrel", label="depth AbsRel"),
     Column(key="depth_delta1", label="depth delta1", lower_is_better=False),
-    Column(key="d2i_absrel", label="depth to image AbsRel"),
-    Column(key="d2i_ratio", label="the same over chance"),
-    Column(key="joint_absrel", label="joint AbsRel"),
-    Column(key="joint_ratio", label="the same over chance"),
+    Column(key="d2i_absrel", label="depth to image, AbsRel"),
+    Column(key="d2i_ratio", label="depth to image, AbsRel over chance"),
+    Column(key="joint_absrel", label="joint generation, AbsRel"),
+    Column(key="joint_ratio", label="joint generation, AbsRel over chance"),
     Column(key="color_words", label="colours found", lower_is_better=False),
     Column(key="shape_words", label="coloured solids found", lower_is_better=False),
     Column(key="feature_distance_ratio", label="feature distance over real's"),
@@ -72,19 +72,20 @@ JUDGED = ("depth_absrel", "d2i_ratio", "joint_ratio", "feature_distance_ratio")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """`better` is said to do better than `worse`."""
+    """`better` is said to do better than `worse`: by the paper, or by us for a control that is to mean something."""
 
     text: str
     better: str
     worse: str
+    of_paper: bool = False
 
 
 CLAIMS = (
-    Claim(text="Both techniques do better than neither", better="both", worse="neither"),
-    Claim(text="Unbalanced sampling alone does better than neither", better="sampling", worse="neither"),
-    Claim(text="Scheduling weights alone do better than neither", better="weights", worse="neither"),
-    Claim(text="Scheduling weights help on top of unbalanced sampling", better="both", worse="sampling"),
-    Claim(text="Unbalanced sampling helps on top of scheduling weights", better="both", worse="weights"),
+    Claim(text="Both techniques do better than neither", better="both", worse="neither", of_paper=True),
+    Claim(text="Unbalanced sampling alone does better than neither", better="sampling", worse="neither", of_paper=True),
+    Claim(text="Scheduling weights alone do better than neither", better="weights", worse="neither", of_paper=True),
+    Claim(text="Scheduling weights help on top of unbalanced sampling", better="both", worse="sampling", of_paper=True),
+    Claim(text="Unbalanced sampling helps on top of scheduling weights", better="both", worse="weights", of_paper=True),
     Claim(text="Scheduling does better than a constant weight of 0.5", better="both", worse="half"),
     Claim(text="Scheduling does better than a constant weight of 0.82", better="both", worse="constant"),
     Claim(text="The released formula does better than the paper's", better="both", worse="paper"),
@@ -109,9 +110,13 @@ Results = Mapping[str, Mapping[int, Figures]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What the figures say of one claim on one measure: `outcome` is "holds", "contradicted" or "not decided"."""
+    """What the figures say of one claim on one measure: `outcome` is "holds", "contradicted" or "not decided".
+
+    `leaning` is "better", "worse" or "equal", by the means alone.
+    """
 
     outcome: str
+    leaning: str
     better: float
     worse: float
     margin: float
@@ -121,6 +126,11 @@ class Verdict:
         """Mean of the arm said to be better minus that of the other one."""
         return self.better - self.worse
 
+    @property
+    def words(self) -> str:
+        """The outcome; of one that isn't decided, which way the means lean."""
+        return self.outcome if self.outcome != "not decided" else f"not decided, {self.leaning} in the mean"
+
 
 def verdict(better: Sequence[float], worse: Sequence[float], *, lower_is_better: bool = True) -> Verdict:
     """Compare two arms' figures by `RULE`."""
@@ -128,7 +138,8 @@ def verdict(better: Sequence[float], worse: Sequence[float], *, lower_is_better:
     means = statistics.fmean(better), statistics.fmean(worse)
     gain = means[1] - means[0] if lower_is_better else means[0] - means[1]
     outcome = "holds" if gain > margin else "contradicted" if gain < -margin else "not decided"
-    return Verdict(outcome=outcome, better=means[0], worse=means[1], margin=margin)
+    leaning = "better" if gain > 0 else "worse" if gain < 0 else "equal"
+    return Verdict(outcome=outcome, leaning=leaning, better=means[0], worse=means[1], margin=margin)
 
 
 def _margin(first: Sequence[float], second: Sequence[float]) -> float:
@@ -175,7 +186,9 @@ def summary(results: Results) -> dict[str, Any]:
                 "better": claim.better,
                 "worse": claim.worse,
                 "measure": column.key,
+                "of_paper": claim.of_paper,
                 "outcome": found.outcome,
+                "in_the_mean": found.leaning,
                 "difference": found.difference,
                 "margin": found.margin if math.isfinite(found.margin) else None,
             }
@@ -189,53 +202,77 @@ def report(results: Results, *, facts: str) -> str:
     parts = [
         "# Ablation",
         facts,
+        "## Beside the paper (its Tables 3 and 4)",
+        "In brackets the change against neither technique.",
+        _beside_paper(results),
+        "## All arms",
         _table(results),
-        "In the paper (Tables 3 and 4):",
-        _paper_table(),
         "## What holds here",
+        RULE,
     ]
-    parts += [RULE, *_sentences(results)]
-    return "\n\n".join(parts) + "\n"
+    found = verdicts(results)
+    if not found:
+        return "\n\n".join([*parts, "No two arms of any claim have results yet."]) + "\n"
+    for heading, of_paper in (("Claims of the paper:", True), ("Controls:", False)):
+        bullets = [text for claim in CLAIMS if claim.of_paper == of_paper and (text := _in_words(claim, found))]
+        parts += [heading, "\n".join(bullets)] if bullets else []
+    return "\n\n".join([*parts, "In figures:", _verdict_table(found)]) + "\n"
 
 
 def _table(results: Results) -> str:
     """Return mean and standard deviation of each arm's figures."""
-    lines = [
-        "| arm | seeds | " + " | ".join(f"{c.label} (`{c.key}`)" for c in COLUMNS) + " |",
-        "|---" * (len(COLUMNS) + 2) + "|",
+    rows = [
+        [ARMS[name].label, str(len(seeds)), *(_mean_and_spread(_values(results, name, c.key)) for c in COLUMNS)]
+        for name, seeds in results.items()
     ]
-    for name, seeds in results.items():
-        cells = [_mean_and_spread(_values(results, name, column.key)) for column in COLUMNS]
-        lines.append(f"| {ARMS[name].label} | {len(seeds)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return _markdown(["arm", "seeds", *(f"{c.label} (`{c.key}`)" for c in COLUMNS)], rows)
 
 
-def _paper_table() -> str:
-    lines = ["| arm | " + " | ".join(PAPER_COLUMNS) + " |", "|---" * (len(PAPER_COLUMNS) + 1) + "|"]
-    return "\n".join(
-        lines + [f"| {ARMS[name].label} | " + " | ".join(map(str, row)) + " |" for name, row in PAPER.items()]
-    )
+def _beside_paper(results: Results) -> str:
+    """Return the paper's four arms: depth and look of pictures here, and what the paper has for both."""
+
+    def here(name: str, key: str, *, scale: float = 1.0) -> str:
+        values, without = _values(results, name, key), _values(results, "neither", key)
+        change = _change(statistics.fmean(values), statistics.fmean(without)) if values and without else ""
+        return _mean_and_spread(values, scale=scale) + change
+
+    rows = []
+    for name, paper in PAPER.items():
+        told = [f"{value}{_change(value, without)}" for value, without in zip(paper, PAPER["neither"], strict=True)]
+        depth, look = here(name, "depth_absrel", scale=100), here(name, "feature_distance_ratio")
+        rows.append([ARMS[name].label, depth, *told[:2], look, told[2]])
+    depth_heads = ["here: depth AbsRel x 100", *(f"paper: {head}" for head in PAPER_COLUMNS[:2])]
+    return _markdown(["arm", *depth_heads, "here: feature distance over real's", f"paper: {PAPER_COLUMNS[2]}"], rows)
 
 
-def _sentences(results: Results) -> list[str]:
-    """Return a sentence for each verdict, those of one claim together."""
-    found = verdicts(results)
-    if not found:
-        return ["No two arms of any claim have results yet."]
-    paragraphs = []
-    for claim in CLAIMS:
-        lines = [_sentence(column, each) for told, column, each in found if told is claim]
-        if lines:
-            paragraphs.append("\n".join([f"**{claim.text}** (`{claim.better}` against `{claim.worse}`):", *lines]))
-    return paragraphs
+def _in_words(claim: Claim, found: Sequence[tuple[Claim, Column, Verdict]]) -> str:
+    """Return what became of a claim, the measures with the same outcome together; nothing where it has no results."""
+    by_words: dict[str, list[str]] = {}
+    for told, column, each in found:
+        if told is claim:
+            by_words.setdefault(each.words, []).append(column.label)
+    outcomes = "; ".join(f"**{words}** ({', '.join(labels)})" for words, labels in by_words.items())
+    return f"- {claim.text}: {outcomes}." if outcomes else ""
 
 
-def _sentence(column: Column, found: Verdict) -> str:
-    margin = f"margin {found.margin:.4f}" if math.isfinite(found.margin) else "one seed, so no margin"
-    return (
-        f"- {column.key}: {found.outcome}; {found.better:.4f} against {found.worse:.4f}, "
-        f"difference {found.difference:+.4f}, {margin}"
-    )
+def _verdict_table(found: Sequence[tuple[Claim, Column, Verdict]]) -> str:
+    rows = [
+        [
+            f"`{claim.better}` against `{claim.worse}`",
+            f"`{column.key}`",
+            *(f"{value:.4f}" for value in (each.better, each.worse)),
+            f"{each.difference:+.4f}",
+            f"{each.margin:.4f}" if math.isfinite(each.margin) else "one seed",
+            each.outcome,
+        ]
+        for claim, column, each in found
+    ]
+    return _markdown(["arms", "measure", "first", "second", "difference", "margin", "outcome"], rows)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
 
 
 def _values(results: Results, arm: str, key: str) -> list[float]:
@@ -246,6 +283,15 @@ def _spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
-    spread = _spread(values)
-    return f"{statistics.fmean(values):.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
+def _mean_and_spread(values: Sequence[float], *, scale: float = 1.0) -> str:
+    """Return the mean and, of several values, the standard deviation; a dash for none."""
+    if not values:
+        return "-"
+    digits, spread = 4 if scale == 1 else 2, _spread(values)
+    mean = f"{scale * statistics.fmean(values):.{digits}f}"
+    return mean + (f" ± {scale * spread:.{digits}f}" if spread is not None else "")
+
+
+def _change(value: float, without: float) -> str:
+    """Return the change against the arm with neither technique in brackets; nothing where there is none."""
+    return f" ({100 * (value / without - 1):+.0f} %)" if value != without else ""

@@ -60,12 +60,27 @@ def test_the_summary_is_json_with_means_spreads_and_outcomes():
     assert [(each["outcome"], each["margin"]) for each in told["claims"]] == [("not decided", None)] * len(JUDGED)
 
 
-def test_the_report_shows_both_tables_and_plain_words():
+def test_the_report_stands_beside_the_paper():
     text = report(results(both=[0.10, 0.11, 0.12], neither=[0.20, 0.21, 0.22]), facts="What was run.")
-    assert "| both: the full method | 3 | 0.1100 ± 0.0100 |" in text
-    assert "| neither technique | 8.8 | 10.4 | 15.17 |" in text
     assert "What was run." in text and RULE in text
-    assert "- depth_absrel: holds; 0.1100 against 0.2100, difference -0.1000, margin 0.0227" in text
-    assert "- joint_ratio: not decided" in text
-    assert "one seed" in report(results(both=[0.1], neither=[0.2]), facts="").split(RULE)[1]
+    assert "| both: the full method | 11.00 ± 1.00 (-48 %) | 5.7 (-35 %) | 6.6 (-37 %) | 0.5000 ± 0.0000 |" in text
+    assert "| neither technique | 21.00 ± 1.00 | 8.8 | 10.4 | 0.5000 ± 0.0000 | 15.17 |" in text
+    assert "| unbalanced sampling only | - | 7.8 (-11 %) | 8.7 (-16 %) | - | 13.76 (-9 %) |" in text
+    assert "| both: the full method | 3 | 0.1100 ± 0.0100 |" in text
+
+
+def test_the_report_says_in_words_what_holds():
+    text = report(results(both=[0.10, 0.11, 0.12], neither=[0.20, 0.21, 0.22], half=[0.09, 0.11, 0.1]), facts="")
+    told = text.split("Claims of the paper:")[1]
+    assert (
+        "- Both techniques do better than neither: **holds** (depth AbsRel); **not decided, equal in the mean**" in told
+    )
+    controls = told.split("Controls:")[1]
+    assert "constant weight of 0.5: **not decided, worse in the mean** (depth AbsRel)" in controls
+    assert "| `both` against `neither` | `depth_absrel` | 0.1100 | 0.2100 | -0.1000 | 0.0227 | holds |" in controls
+    assert "reversed" not in controls  # an arm without results
+
+
+def test_one_seed_or_one_arm_is_told():
+    assert "| one seed | not decided |" in report(results(both=[0.1], neither=[0.2]), facts="")
     assert "No two arms" in report(results(both=[0.1]), facts="")
