@@ -8,6 +8,7 @@ processes (accelerate launch) share the work; the files are the same however man
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,19 @@ from dataset.cache import claim_folder, fingerprint
 from dataset.encode_folder import FolderEncoder
 from dataset.jointdit_dataset import PicturePairs
 from dataset.preprocess_args import EncodingArgs, PairsArgs
+from dataset.prompt_features import load_prompt_encoder
 from library.args import parse
 from library.cli import run_main, say, set_threads
 from library.encoding import LatentEncoder, PromptEncoder
-from library.flux.text import load_text_encoders
 from library.flux.weights import load_autoencoder
 from library.weight_paths import frozen_paths
 
 
-def load_prompt_encoder(args: EncodingArgs, paths: dict[str, Path]) -> PromptEncoder:
-    """Load the text encoders."""
+def load_encoder(args: EncodingArgs, paths: Mapping[str, Path]) -> PromptEncoder:
+    """Load the text encoders to the device of the flags."""
     device = args.torch_device()
-    encoders = load_text_encoders(
-        paths["clip_l"],
-        paths["t5xxl"],
-        clip_tokenizer=args.clip_tokenizer,
-        t5_tokenizer=args.t5_tokenizer,
-        t5_length=args.t5xxl_max_token_length,
-        clip_activation=args.clip_activation,
-        dtype=args.torch_dtype(device),
-        device=device,
-    )
-    return PromptEncoder(encoders=encoders, with_mask=args.is_attnmask_training)
+    dtype = args.torch_dtype(device)
+    return load_prompt_encoder(args, paths, device=device, dtype=dtype, with_mask=args.is_attnmask_training)
 
 
 def text_made_by(args: EncodingArgs, encoder: PromptEncoder, paths: dict[str, Path]) -> dict[str, Any]:
@@ -60,7 +52,7 @@ def main() -> None:
     paths = frozen_paths(args, *(("clip_l", "t5xxl") if args.text else ()), "ae")
     # The autoencoder stays in float32: half precision costs depth accuracy, and it is small.
     autoencoder = load_autoencoder(paths["ae"], dtype=torch.float32, device=args.torch_device())
-    prompts = load_prompt_encoder(args, paths) if args.text else None
+    prompts = load_encoder(args, paths) if args.text else None
     made_by = {
         "ae": fingerprint(paths["ae"]),
         "depth_transform": args.depth_transform,

@@ -9,7 +9,7 @@ are used.
 import sys
 
 from dataset.preprocess_args import PromptsArgs
-from dataset.preprocess_step2 import load_prompt_encoder, text_made_by
+from dataset.preprocess_step2 import load_encoder, text_made_by
 from dataset.prompt_features import encode_prompts, read_prompts, write_prompt_features
 from library.args import parse
 from library.cli import is_main_process, run_main, say, set_threads
@@ -24,7 +24,7 @@ def main() -> None:
         return  # a few prompts: nothing to share
     paths = frozen_paths(args, "clip_l", "t5xxl")
     prompts = read_prompts(args.evaluation_prompts)
-    encoder = load_prompt_encoder(args, paths)
+    encoder = load_encoder(args, paths)
     features = encode_prompts(encoder, prompts)
     made_by = text_made_by(args, encoder, paths)
     write_prompt_features(args.output_folder, features, made_by=made_by, dtype=args.dtype)

@@ -1,7 +1,7 @@
 """Features of the empty prompt and of the evaluation prompts, as `preprocess_step3.py` leaves them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ import torch
 
 from dataset.cache import FORMAT, read_meta, read_text_features, write_text_features
 from dataset.layout import PromptLayout
+from library.args import TextEncoderArgs
 from library.batches import PromptFeatures, concatenate_text, text_rows
 from library.encoding import PromptEncoder
 from library.errors import UserError
 from library.files import left_overs, read_lines, write_json
-from library.flux.text import EMPTY_PROMPT
+from library.flux.text import EMPTY_PROMPT, load_text_encoders
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,29 @@ def read_prompts(path: Path, *, flag: str = "--evaluation_prompts") -> tuple[str
         return read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{flag} {path}: can't be read ({error}); give a UTF-8 text file, one prompt a line") from None
+
+
+def load_prompt_encoder(
+    args: TextEncoderArgs,
+    paths: Mapping[str, Path],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    with_mask: bool,
+    with_ids: bool = False,
+) -> PromptEncoder:
+    """Load text encoders from `paths`, named as their flags, as the other flags say."""
+    encoders = load_text_encoders(
+        paths["clip_l"],
+        paths["t5xxl"],
+        clip_tokenizer=args.clip_tokenizer,
+        t5_tokenizer=args.t5_tokenizer,
+        t5_length=args.t5xxl_max_token_length,
+        clip_activation=args.clip_activation,
+        dtype=dtype,
+        device=device,
+    )
+    return PromptEncoder(encoders=encoders, with_mask=with_mask, with_ids=with_ids)
 
 
 def encode_prompts(encoder: PromptEncoder, prompts: Sequence[str]) -> PromptFeatures:

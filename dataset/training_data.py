@@ -11,12 +11,11 @@ from torch import nn
 
 from dataset.cache import TEXT_KEYS, UNKNOWN, fingerprint
 from dataset.jointdit_dataset import CachedPairs, PicturePairs
-from dataset.prompt_features import encode_prompts, read_prompt_features, read_prompts
+from dataset.prompt_features import encode_prompts, load_prompt_encoder, read_prompt_features, read_prompts
 from library.batches import Batch, PromptFeatures, number_text
 from library.encoding import LatentEncoder, PairEncoder, PromptEncoder
 from library.errors import UserError
 from library.flags import given
-from library.flux.text import load_text_encoders
 from library.flux.weights import load_autoencoder
 from library.loading import Pairs
 from library.training_args import TrainingArgs
@@ -132,18 +131,14 @@ def _open_pictures(args: TrainingArgs, device: torch.device, dtype: torch.dtype)
 def _prompt_encoder(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -> PromptEncoder:
     """Load the text encoders to where training computes, or where `--text_encoder_device` says."""
     device, dtype = args.text_encoder_place(device=device, dtype=dtype)
-    paths = frozen_paths(args, "clip_l", "t5xxl")
-    encoders = load_text_encoders(
-        paths["clip_l"],
-        paths["t5xxl"],
-        clip_tokenizer=args.clip_tokenizer,
-        t5_tokenizer=args.t5_tokenizer,
-        t5_length=args.t5xxl_max_token_length,
-        clip_activation=args.clip_activation,
-        dtype=dtype,
+    return load_prompt_encoder(
+        args,
+        frozen_paths(args, "clip_l", "t5xxl"),
         device=device,
+        dtype=dtype,
+        with_mask=args.is_attnmask_training,
+        with_ids=args.is_txt_ids_training,
     )
-    return PromptEncoder(encoders=encoders, with_mask=args.is_attnmask_training, with_ids=args.is_txt_ids_training)
 
 
 class CacheFlags(Protocol):
