@@ -2,8 +2,10 @@
 
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from library.tasks import TASKS
 from library.weight_paths import WeightPaths, weight_paths
 
 logger = logging.getLogger(__name__)
+
+_ROOM = f"_seed{2**63}_99_depth_color.png"  # the longest end that a result's name can have
 
 
 def run_inference(args: InferenceArgs) -> Iterator[Path]:
@@ -47,7 +51,7 @@ def run_inference(args: InferenceArgs) -> Iterator[Path]:
         logger.warning("--guidance_scale %g has no effect: this model has no guidance embedding", args.guidance_scale)
     record = _record(args, paths, pipeline)
     folder = args.output_dir / args.gen_type
-    _require_writable(folder)
+    _require_writable(args, folder)
     seeds = args.seed[process_rank() :: process_count()]
     progress = _StepLine(len(seeds) * record["steps"])
     for seed in seeds:
@@ -64,12 +68,14 @@ def run_inference(args: InferenceArgs) -> Iterator[Path]:
             on_step=progress.step,
         )
         rows, columns = result.depth_hw.shape
-        yield save_result(
-            folder,
-            name=f"{_name(args)}_seed{seed}",
-            result=result,
-            record={**record, "width": columns, "height": rows},
-        )
+        with _writing(args):
+            path = save_result(
+                folder,
+                name=f"{_name(args)}_seed{seed}",
+                result=result,
+                record={**record, "width": columns, "height": rows},
+            )
+        yield path
 
 
 def read_inputs(args: InferenceArgs) -> dict[str, Tensor]:
@@ -119,12 +125,24 @@ def _record(args: InferenceArgs, paths: WeightPaths, pipeline: Pipeline) -> dict
     }
 
 
-def _require_writable(folder: Path) -> None:
+def _require_writable(args: InferenceArgs, folder: Path) -> None:
     """Find out before the long work that the results can't be written."""
-    try:
+    with _writing(args):
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{_name(args)}_", suffix=_ROOM):
+            pass
+
+
+@contextmanager
+def _writing(args: InferenceArgs) -> Iterator[None]:
+    """Turn a failed write (disk full, no permission, a name that is too long) into one line."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"--output_dir {folder.parent}: can't be written to ({error.strerror or error})") from None
+        raise UserError(
+            f"--output_dir {args.output_dir}: can't be written to ({error.strerror or error}); make room, or choose "
+            "another folder or --output_name"
+        ) from None
 
 
 class _StepLine:

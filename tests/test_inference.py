@@ -177,6 +177,7 @@ MISTAKES = {
     "nothing to hold": (lambda d: [*JOINT, "--condition_noise", 0.5], "--condition_noise 0.5: --gen_type joint_gen"),
     "nothing to process": (lambda d: [*JOINT, "--processing_resolution", 9], "--processing_resolution 9: --gen_type"),
     "name with folder": (lambda d: [*JOINT, "--output_name", "a/b"], "--output_name 'a/b': must be a plain name"),
+    "long output name": (lambda d: [*JOINT, "--output_name", "a" * 230], "--output_dir {d}/out: can't be written to"),
     "output is a file": (lambda d: [*JOINT, "--output_dir", _text(d / "f")], "--output_dir {d}/f: can't be written to"),
     "no CUDA": (lambda d: [*JOINT, "--device", "cuda"], "--device cuda: this PyTorch sees no CUDA device"),
     "weights with holes": (
@@ -206,6 +207,16 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path: Path, monkeypatch: pytest.Mo
     assert said[-1].startswith("error: " + message.format(d=tmp_path, t=tiny_model()["ae"].parent))
     assert all(line.startswith(("No weight flags", "warning")) for line in said[:-1])
     assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("library.results.write_rgb", full)
+    size = ("--output_resolution", 16, 16, "--steps", 1)
+    assert run(monkeypatch, *JOINT, *size, "--output_dir", tmp_path) == 2
+    assert f"error: --output_dir {tmp_path}: can't be written to (No space left on device)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
