@@ -1,6 +1,7 @@
 """Children that are killed at a chosen moment, for tests of what a stopped run leaves."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -64,22 +65,22 @@ def count_changes(folder: Path, *, then: Callable[[int], object]) -> None:
     sys.addaudithook(hook)
 
 
-def quiet_run(folder: Path, run: Callable[[], object], *, notes: Path) -> tuple[float, int]:
-    """Let a child `run` undisturbed; returns its seconds, and how often it changed the folder's files."""
+def _quiet_run(folder: Path, run: Callable[[Path], object], *, notes: Path) -> tuple[float, int]:
+    """Let a child `run` in a folder undisturbed; returns its seconds, and how often it changed the folder's files."""
     begin = time.monotonic()
 
     def count():
         count_changes(folder, then=lambda number: notes.write_text(str(number)))
-        run()
+        run(folder)
 
     assert finished(in_child(count))
     return time.monotonic() - begin, int(notes.read_text())
 
 
-def killed_run(
-    folder: Path, run: Callable[[], object], *, kill: int, seconds: float, changes: int, random: np.random.Generator
+def _killed_run(
+    folder: Path, run: Callable[[Path], object], *, kill: int, seconds: float, changes: int, random: np.random.Generator
 ) -> str:
-    """Let a child `run` and kill it; returns when, for a person.
+    """Let a child `run` in a folder and kill it; returns when, for a person.
 
     Two kills of three are before one of its changes on disk, where it matters, the others at any time.
     """
@@ -88,13 +89,52 @@ def killed_run(
 
         def killed():
             count_changes(folder, then=lambda number: number == at and os.kill(os.getpid(), signal.SIGKILL))
-            run()
+            run(folder)
 
         finished(in_child(killed))
         return f"before change {at}"
     after = float(random.uniform(0, seconds))
-    child = in_child(run)
-    time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    finished(child)
+    killed_after(after, lambda: run(folder))
     return f"after {after:.3f} s"
+
+
+def killed_after(seconds: float, run: Callable[[], object]) -> bool:
+    """Let a child `run` and kill it after so many seconds; returns whether it had ended by then."""
+    child = in_child(run)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), "the run failed by itself"
+    return status == 0
+
+
+def check_kills(
+    scratch: Path,
+    run: Callable[[Path], object],
+    *,
+    prepare: Callable[[Path], object] = lambda folder: None,
+    content: Callable[[Path], dict],
+    kills: int,
+    least_changes: int,
+    afterwards: Callable[[Path], object] = lambda folder: None,
+) -> dict:
+    """Check that a run which is killed and made again leaves what one quiet run does; returns the quiet run's content.
+
+    Each run is in a folder of its own below `scratch`, which `prepare` fills; a quiet run makes `least_changes` or more
+    on disk; `afterwards` checks what a kill leaves before the run is made again.
+    """
+    quiet = scratch / "quiet"
+    prepare(quiet)
+    seconds, changes = _quiet_run(quiet, run, notes=scratch / "counted")
+    expected = content(quiet)
+    assert changes >= least_changes
+    random = np.random.default_rng(7)
+    for kill in range(kills):
+        folder = scratch / f"killed {kill}"
+        prepare(folder)
+        when = _killed_run(folder, run, kill=kill, seconds=seconds, changes=changes, random=random)
+        afterwards(folder)
+        assert finished(in_child(lambda folder=folder: run(folder)))
+        assert content(folder) == expected, f"killed {when}"
+        shutil.rmtree(folder)
+    return expected

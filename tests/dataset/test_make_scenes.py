@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from killing import finished, in_child, killed_run, quiet_run
+from killing import check_kills
 from PIL import Image
 
 from dataset.layout import Layout
@@ -143,18 +143,9 @@ def test_workers_and_kills_change_no_byte(tmp_path):
 @pytest.mark.slow
 def test_killed_at_twenty_instants(tmp_path):
     def run(folder):
-        return lambda: make_scenes(ScenesArgs(output=folder, size=16, count=10))
+        make_scenes(ScenesArgs(output=folder, size=16, count=10))
 
-    quiet = tmp_path / "quiet"
-    seconds, changes = quiet_run(quiet, run(quiet), notes=tmp_path / "counted")
-    expected = content(quiet)
-    assert changes > 100 and len(expected) == 60
-    draws = np.random.default_rng(7)
-    for kill in range(20):
-        folder = tmp_path / f"killed {kill}"
-        when = killed_run(folder, run(folder), kill=kill, seconds=seconds, changes=changes, random=draws)
-        assert finished(in_child(run(folder)))
-        assert content(folder) == expected, f"killed {when}"
+    assert len(check_kills(tmp_path, run, content=content, kills=20, least_changes=100)) == 60
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -3,21 +3,17 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from fake_folder import NAMES, write_pictures
 from filled_folder import cache_files, fill
-from killing import finished, in_child, killed_run, quiet_run
+from killing import check_kills, killed_after
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from dataset.cache import read_pair
 from dataset.jointdit_dataset import CachedPairs, PicturePairs, read_captions
@@ -222,21 +218,6 @@ def test_the_command_in_two_processes(tmp_path):
     assert len(files) == 9 and cache_files(tmp_path / "shared") == files
 
 
-def kill_while(work, *, after: float) -> bool:
-    """Run `work` in a forked process and kill it after so many seconds; say whether it had ended by itself."""
-    child = os.fork()
-    if child == 0:
-        try:
-            tqdm.set_lock(threading.RLock())  # its own one is shared with forked processes, and stays locked with them
-            work()
-        finally:
-            os._exit(0)
-    time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.WIFEXITED(status)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("shard_size", [None, 5])
 def test_killed_twenty_times(tmp_path, encoder, shard_size):
@@ -249,7 +230,7 @@ def test_killed_twenty_times(tmp_path, encoder, shard_size):
     calm, folder = cache_files(tmp_path / "calm"), tmp_path / "killed"
     kills = 0
     for share in torch.rand(60, generator=generator_for(7, "kills")).tolist():
-        if kill_while(lambda: fill(folder, encoder, shard_size=shard_size), after=share * once / 6):
+        if killed_after(share * once / 6, lambda: fill(folder, encoder, shard_size=shard_size)):
             assert cache_files(folder) == calm
             shutil.rmtree(folder / "cache")  # it came to its end: kill another run
             continue
@@ -284,24 +265,15 @@ def test_prompts_of_a_broken_run_pass_for_nothing(tmp_path, encoder, monkeypatch
 @pytest.mark.slow
 def test_step_3_killed_at_twenty_instants(tmp_path, encoder):
     def run(folder):
-        def encode_and_write():
-            features = encode_prompts(encoder.prompts, tuple(f"ball {number}" for number in range(8)))
-            write_prompt_features(folder, features, made_by=MADE_BY, dtype=torch.float32)
-
-        return encode_and_write
+        features = encode_prompts(encoder.prompts, tuple(f"ball {number}" for number in range(8)))
+        write_prompt_features(folder, features, made_by=MADE_BY, dtype=torch.float32)
 
     def files(folder):
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    quiet = tmp_path / "quiet"
-    seconds, changes = quiet_run(quiet, run(quiet), notes=tmp_path / "counted")
-    expected = files(quiet)
-    assert changes > 20 and len(expected) == 11
-    random = np.random.default_rng(7)
-    for kill in range(20):
-        folder = tmp_path / f"killed {kill}"
-        when = killed_run(folder, run(folder), kill=kill, seconds=seconds, changes=changes, random=random)
+    def whole_or_nothing(folder):
         found = read_prompt_features(folder, made_by=MADE_BY)
         assert found is None or len(found.prompts) == 8, "half a set passes for a whole one"
-        assert finished(in_child(run(folder)))
-        assert files(folder) == expected, f"killed {when}"
+
+    expected = check_kills(tmp_path, run, content=files, kills=20, least_changes=20, afterwards=whole_or_nothing)
+    assert len(expected) == 11

@@ -1,12 +1,10 @@
 """Step 1 killed at random instants and run again, and shared by several processes: the same bytes as one quiet run."""
 
 import os
-import shutil
 import socket
 
-import numpy as np
 import pytest
-from killing import finished, in_child, killed_run, quiet_run
+from killing import check_kills, finished, in_child
 from nasty_pictures import PNG, noisy, picture, saved
 from test_step1_pictures import originals, tree
 from tiny_networks import write_dpt, write_llava
@@ -19,8 +17,6 @@ from library.args import parse
 from dataset.annotators import captions, depth  # noqa: F401  isort: skip
 
 pytestmark = pytest.mark.slow
-
-KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +49,18 @@ def arguments(folder, networks, *more):
 
 @pytest.mark.parametrize("originals_flag", ["move", "copy"])
 def test_a_killed_run_ends_as_a_quiet_one(tmp_path, networks, originals_flag):
-    quiet = fill(tmp_path / "quiet")
-    before = originals(quiet)
+    before = originals(fill(tmp_path / "untouched"))
 
     def run(folder):
-        return lambda: preprocess_step1.run(arguments(folder, networks, "--originals", originals_flag))
+        preprocess_step1.run(arguments(folder, networks, "--originals", originals_flag))
 
-    seconds, changes = quiet_run(quiet, run(quiet), notes=tmp_path / "counted")
-    expected = tree(quiet)
-    assert changes > 50 and sum(path.startswith(b"text_prompts/") for path in expected) == 7
-    random = np.random.default_rng(7)
-    for kill in range(KILLS // 2):
-        folder = fill(tmp_path / f"{originals_flag} {kill}")
-        when = killed_run(folder, run(folder), kill=kill, seconds=seconds, changes=changes, random=random)
+    def nothing_is_lost(folder):
         assert set(before) <= set(originals(folder)), "an original is gone"
-        assert finished(in_child(run(folder)))
-        assert tree(folder) == expected, f"killed {when}"
-        shutil.rmtree(folder)
+
+    expected = check_kills(
+        tmp_path, run, prepare=fill, content=tree, kills=10, least_changes=50, afterwards=nothing_is_lost
+    )
+    assert sum(path.startswith(b"text_prompts/") for path in expected) == 7
 
 
 def test_processes_share_the_work(tmp_path, networks):
