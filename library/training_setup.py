@@ -44,6 +44,11 @@ def make_accelerator(args: TrainingArgs) -> Accelerator:
     precision = "bf16" if args.full_bf16 else args.mixed_precision
     views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # else every gradient is held twice
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[views])
+    if args.device not in ("auto", accelerator.device.type):
+        raise UserError(
+            f"--device {args.device}: accelerate's configuration computes on {accelerator.device.type}; change it, or "
+            "leave the flag away"
+        )
     asked = processes_asked_for()
     if accelerator.num_processes < asked:
         raise UserError(

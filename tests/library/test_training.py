@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from small_training import ROOT, addons, flags, lines, prepare, run
 from training_processes import TrainingRun
@@ -21,6 +22,7 @@ from library.flux.attention import KERNELS
 from library.jointdit.addons import trainable_parameters
 from library.training import Trainer, Watch
 from library.training_args import TrainingArgs
+from library.training_setup import make_accelerator
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +218,19 @@ def test_released_flags_parse_and_those_without_effect_are_named(caplog):
 def test_mistakes_in_flags(more, message):
     with pytest.raises(UserError, match=message):
         parse(["--image_folder", "x", *more], TrainingArgs)
+
+
+def test_a_launcher_that_computes_elsewhere_is_named(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    args = parse(["--image_folder", "x", "--max_train_steps", "1", "--device", "cuda"], TrainingArgs)
+    AcceleratorState._reset_state(True)
+    try:
+        with pytest.raises(UserError, match="--device cuda: accelerate's configuration computes on cpu; change it"):
+            make_accelerator(args)
+    finally:
+        AcceleratorState._reset_state(True)
 
 
 def test_resuming_with_another_batch_size_is_refused(folder, uninterrupted):
