@@ -1,7 +1,7 @@
 """What `train.py` reads: training pairs, prompts and held-out pairs, from caches or through the encoders."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,9 +66,12 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
     prompts = _cached_prompts(args, pairs.meta) if pairs.has_text else None
     if prompts is not None:
         _warn_of_idle(args, "text_encoder_device", "clip_tokenizer", "t5_tokenizer", why="all text is cached")
-        if given(args, ("evaluation_prompts",)) and read_prompts(args.evaluation_prompts) != prompts.prompts:
-            why = f"the prompts that preprocess_step3.py left in --prompt_folder {args.prompt_folder} are previewed"
-            _warn_of_idle(args, "evaluation_prompts", why=why)
+        if _has_other_prompts(args, prompts.prompts):
+            log.warning(
+                "--evaluation_prompts has no effect: the prompts that preprocess_step3.py left in --prompt_folder %s "
+                "are previewed, and %s has others; run it again",
+                args.prompt_folder, args.evaluation_prompts,
+            )  # fmt: skip
         return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=None)
     if not pairs.has_text:
         _warn_of_idle(args, "prompt_folder", why="this cache has no text: prompts are encoded with the captions")
@@ -86,6 +89,14 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
 def _warn_of_idle(args: TrainingArgs, *names: str, why: str) -> None:
     for name in given(args, names):
         log.warning("--%s has no effect: %s", name, why)
+
+
+def _has_other_prompts(args: TrainingArgs, cached: Sequence[str]) -> bool:
+    """Whether the list of prompts isn't the cached one: that named, or the usual one, changed since step 3."""
+    usual = not given(args, ("evaluation_prompts",))
+    if usual and (given(args, ("prompt_folder",)) or not args.evaluation_prompts.is_file()):
+        return False
+    return read_prompts(args.evaluation_prompts) != tuple(cached)
 
 
 def _cached_prompts(args: TrainingArgs, meta: dict[str, Any]) -> PromptFeatures | None:

@@ -135,6 +135,19 @@ def test_cached_pairs_need_no_encoders(sizes, caplog):
     assert caplog.messages == ["--text_encoder_device has no effect: all text is cached"]
 
 
+def test_prompts_changed_since_step_3_are_named(sizes, tmp_path, monkeypatch, caplog):
+    (tmp_path / "dataset").mkdir()
+    usual = tmp_path / "dataset" / "evaluation_prompts.txt"
+    write_prompts(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    data = ("--image_folder", str(sizes / "data"), "--is_latent_training", "--max_train_steps", "1")
+    for prompts, told in (("one\ntwo\n", 0), ("one\nthree\n", 1)):
+        usual.write_text(prompts)
+        open_training_data(parse(data, TrainingArgs), device="cpu", dtype=None)
+        assert len(caplog.messages) == told
+    assert "--evaluation_prompts has no effect" in caplog.text and "run it again" in caplog.text
+
+
 def test_prompts_and_models_that_are_not_read_are_named(sizes, tmp_path, encoder, caplog):
     (tmp_path / "same.txt").write_text("one\ntwo\n")
     (tmp_path / "other.txt").write_text("three\n")
