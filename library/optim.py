@@ -74,18 +74,21 @@ def find_optimizer(name: str) -> Callable[..., Optimizer]:
     """Import the optimizer class called `name`: a short name of `OPTIMIZERS` (any case) or `module.Class`.
 
     Raises:
-        UserError: no such name, or its package isn't installed.
+        UserError: no such name, its package isn't installed, or it is no optimizer.
     """
     path = OPTIMIZERS.get(name.lower(), name)
     module, _, attribute = path.rpartition(".")
     if not module:
         raise UserError(f"--optimizer_type {name}: unknown; choose one of {', '.join(OPTIMIZERS)} or module.Class")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         extra = _EXTRAS.get(module.partition(".")[0])
         remedy = f"pip install 'jointdit[{extra}]'" if extra else "install its package"
         raise UserError(f"--optimizer_type {name}: {path} can't be imported ({error}); {remedy}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise UserError(f"--optimizer_type {name}: {path} is no optimizer of PyTorch's kind; name a class that is one")
+    return kind
 
 
 def make_optimizer(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from library.errors import UserError
 from library.jointdit.addons import AddonSettings
 from library.jointdit.model import LoraRanks
 from library.sharding import own_part
@@ -101,11 +102,20 @@ def _bytes_on(device: torch.device, tensors: Iterable[Tensor]) -> int:
 def optimizer_bytes_per_weight(
     make_optimizer: Callable[[list[nn.Parameter]], Optimizer], *, device: torch.device
 ) -> float:
-    """Bytes an optimizer keeps for each weight: tried out on a float32 matrix of 512 x 512."""
+    """Bytes an optimizer keeps for each weight: tried out on a float32 matrix of 512 x 512.
+
+    Raises:
+        UserError: it wants more than gradients for a step, or others than there are.
+    """
     weight = nn.Parameter(torch.zeros(512, 512, device=device))
     weight.grad = torch.full_like(weight, 1e-3)
     optimizer = make_optimizer([weight])
-    optimizer.step()
+    try:
+        optimizer.step()
+    except (TypeError, RuntimeError) as error:
+        raise UserError(
+            f"--optimizer_type: {type(optimizer).__name__} can't make a plain step ({error}); choose another"
+        ) from error
     kept = [value for value in _tensors(optimizer.state.get(weight, {})) if value.numel() > 1]
     return sum(value.numel() * value.element_size() for value in kept) / weight.numel()
 

@@ -126,6 +126,7 @@ def test_arguments_are_literals():
     [
         ("nonsense", (), "--optimizer_type nonsense: unknown; choose one of adamw"),
         ("torch.optim.Nonsense", (), "--optimizer_type torch.optim.Nonsense: .* can't be imported"),
+        ("json.loads", (), "--optimizer_type json.loads: json.loads is no optimizer"),
         ("adamw", ("x=1",), "--optimizer_args x=1: adamw refused them"),
         ("adamw", ("x",), "--optimizer_args x: not of the form key=value"),
     ],

@@ -25,6 +25,12 @@ def test_bytes_an_optimizer_keeps(name, low, high):
     assert low <= optimizer_bytes_per_weight(maker(name), device=CPU) <= high
 
 
+@pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])
+def test_optimizers_that_want_more_than_gradients_are_named(name):
+    with pytest.raises(UserError, match=f"--optimizer_type: {name} can't make a plain step"):
+        optimizer_bytes_per_weight(maker(f"torch.optim.{name}"), device=CPU)
+
+
 def test_memory_is_the_sum_of_what_is_held():
     model = nn.Sequential(nn.Linear(100, 50, dtype=torch.bfloat16), nn.Linear(50, 10))
     model[0].requires_grad_(False)
