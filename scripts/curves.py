@@ -1,19 +1,24 @@
 """Draw the embedded model's curves: python scripts/curves.py --output FOLDER.
 
-Two kinds: quality against sampling steps for each task, and depth accuracy against training pairs, for add-ons of
-several trainings (--addons 1000=FILE 4000=FILE). Writes curves.json, curves.md and curves.png into --output. There is
-no curve against guidance: the embedded model has no guidance embedding.
+Three kinds: quality against sampling steps and against guidance for each task (guidance if the backbone has an
+embedding of it), and depth accuracy against training pairs, for add-ons of several moments or trainings
+(--addons 16000=FILE 64000=FILE). The depth of generated pictures is always estimated by the model itself, in
+--depth_steps steps at the usual guidance. Writes curves.json, curves.md and curves.png into --output, anew after every
+point; started again, it goes on with the points that are missing.
 """
 
+import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from dataset.cache import fingerprint
 from dataset.evaluation_scenes import color_finder, held_out_scenes, shape_finder, training_statistics
 from dataset.synthetic import GENERATOR_VERSION
 from library.args import Flags, flag, parse
@@ -21,57 +26,71 @@ from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.evaluation.curve_plot import Plot, draw
 from library.evaluation.embedded import Setting, measure_depth, measure_depth_to_image, measure_joint
-from library.evaluation.generation import BatchedModel, load_batched_model
+from library.evaluation.generation import load_batched_model
+from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addons
 from library.evaluation.progress import Progress
 from library.files import write_atomically, write_json, write_text
+from library.flags import given
+from library.pipeline import GUIDANCE_SCALE
 from library.weight_paths import embedded_files, find_addons
 
 BASELINE_SCENES = 16  # training scenes behind the baselines, which the curves don't show
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
-    """One task's quality: what measures it, which of `Setting`'s step counts is varied, and the figures shown."""
+class Task:
+    """One task's quality: what measures it, which of `Setting`'s step counts is its own, and the figures shown."""
 
     label: str
     measure: Callable[[Setting], dict[str, float]]
-    varied: str
+    steps: str
     keys: tuple[str, ...]
 
 
-# By the task's name; the depth of generated pictures is always estimated again in the same number of steps.
-CURVES: dict[str, Curve] = {
-    "depth": Curve(
-        label="Depth estimation", measure=measure_depth, varied="depth_steps", keys=("depth_absrel", "depth_delta1")
+TASKS: dict[str, Task] = {
+    "depth": Task(
+        label="Depth estimation", measure=measure_depth, steps="depth_steps", keys=("depth_absrel", "depth_delta1")
     ),
-    "depth_to_image": Curve(
+    "depth_to_image": Task(
         label="Depth to image",
         measure=measure_depth_to_image,
-        varied="steps",
-        keys=("d2i_absrel", "d2i_ratio", "d2i_shape_words"),
+        steps="steps",
+        keys=("d2i_absrel", "d2i_ratio", "d2i_color_words", "d2i_shape_words"),
     ),
-    "joint": Curve(
+    "joint": Task(
         label="Joint generation",
         measure=measure_joint,
-        varied="steps",
+        steps="steps",
         keys=("joint_absrel", "joint_ratio", "color_words", "shape_words", "feature_distance_ratio"),
     ),
 }
 NOT_DRAWN = {"feature_distance_ratio"}  # on a scale of its own
+OVER = {"steps": "sampling steps", "guidance": "guidance", "pairs": "training pairs"}  # what is varied, in words
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurvesArgs(Flags):
     """The curves."""
 
-    output: Path = flag(Path("outputs/curves"), help="folder for table, figures and picture", metavar="FOLDER")
-    tasks: tuple[str, ...] = flag(tuple(CURVES), help="tasks to vary the steps of", choices=tuple(CURVES))
-    steps: tuple[int, ...] = flag((1, 2, 4, 8, 12, 20, 50), help="numbers of sampling steps", minimum=1)
-    scenes: int = flag(64, help="held-out scenes", minimum=2)
+    output: Path = flag(Path("outputs/curves"), help="folder for tables, figures and picture", metavar="FOLDER")
+    model_folder: Path | None = flag(
+        None, help="folder with the embedded model's file names (otherwise assets/tiny)", metavar="FOLDER"
+    )
+    tasks: tuple[str, ...] = flag(tuple(TASKS), help="tasks to vary steps and guidance of", choices=tuple(TASKS))
+    steps: tuple[int, ...] = flag((1, 2, 4, 8, 16, 32, 50), help="numbers of sampling steps", minimum=1)
+    guidance: tuple[float, ...] = flag(
+        (1, 2, 3, 4, 5, 6, 7), help="guidance scales, for a backbone with an embedding of it", minimum=0.0
+    )
     addons: tuple[str, ...] = flag(
-        (), help="add-ons by the number of training pairs behind them, for the second curve", metavar="PAIRS=FILE"
+        (), help="add-ons by the number of training pairs behind them, for the third kind", metavar="PAIRS=FILE"
+    )
+    scenes: int = flag(64, help="held-out scenes", minimum=2)
+    sampling_steps: int = flag(
+        12, help="steps of joint generation and depth to image where guidance is varied", minimum=1
     )
     depth_steps: int = flag(8, help="steps of depth estimation where they aren't varied", minimum=1)
+    precision: str = flag("bf16", help="precision of the model; no is the weights' own", choices=PRECISIONS)
+    minutes: float = flag(0.0, help="begin no point after so long; start again to go on (0: no limit)", minimum=0.0)
     batch: int = flag(32, help="samples at a time", minimum=1)
     num_threads: int = flag(0, help="CPU threads; 0 takes the cores this process may use", minimum=0)
     device: str = flag("cpu", help="where the model computes, such as cpu or cuda")
@@ -88,106 +107,200 @@ class CurvesArgs(Flags):
         return dict(sorted(found.items()))
 
 
-Table = dict[int, dict[str, float]]  # figures by what is varied
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One point of a curve: what is varied (a key of `OVER`), whose quality, and where."""
+
+    over: str
+    task: str
+    value: float
+
+
+Figures = Mapping[str, float]
 
 
 def main() -> None:
-    """Measure every point and write all curves."""
+    """Measure every point that has no figures yet, and write all curves after each."""
     args = parse(sys.argv[1:], CurvesArgs, description=__doc__)
+    started = time.monotonic()
     threads = set_threads(args.num_threads)
-    addons = args.addons_by_pairs()
-    setting = make_setting(args)
-    tables: dict[str, Table] = {}
-    for name in args.tasks:
-        curve, tables[name] = CURVES[name], {}
-        for count in sorted(set(args.steps)):
-            figures = curve.measure(replace(setting, **{curve.varied: count}))
-            tables[name][count] = {key: figures[key] for key in curve.keys}
-            say(f"{name}, {count} steps: {words(tables[name][count])}")
-    for pairs, path in addons.items():
-        figures = measure_depth(replace(setting, model=load_model(args, setting.progress, path)))
-        tables.setdefault("pairs", {})[pairs] = {key: figures[key] for key in CURVES["depth"].keys}
-        say(f"{pairs} training pairs: {words(tables['pairs'][pairs])}")
-    facts = {
-        "scenes": args.scenes,
-        "generator_version": GENERATOR_VERSION,
-        "depth_steps": args.depth_steps,
-        "device": args.device,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "threads": threads,
-        "guidance": guidance(setting.model),
-    }
-    write_json(args.output / "curves.json", facts | {"curves": tables})
-    write_text(args.output / "curves.md", markdown(tables, facts))
-    with write_atomically(args.output / "curves.png") as temporary:
-        draw([plot(name, table) for name, table in tables.items()]).save(temporary)
+    paths, addons = embedded_files(folder=args.model_folder), args.addons_by_pairs()
+    facts = fixed_facts(args, paths)
+    known = read_points(args.output, facts)
+    judge = make_judge(args, paths)
+    guided = judge.model.model.config.guidance_embed
+    if not guided and given(args, ["guidance"]):
+        raise UserError("--guidance: the backbone has no guidance embedding; leave the flag away")
+    facts["guidance_embedding"] = guided
+    facts["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} thread(s)"
+    points = list(all_points(args, guided=guided, pairs=addons))
+    missing = [point for point in points if point not in known]
+    setting = make_setting(args, judge) if missing else None
+    for number, point in enumerate(missing):
+        if args.minutes and time.monotonic() - started > 60 * args.minutes:
+            say(f"--minutes {args.minutes:g}: {len(missing) - number} points are left; start again to go on")
+            break
+        assert setting is not None
+        figures = TASKS[point.task].measure(setting_of(point, setting, judge=judge, paths=paths, addons=addons))
+        known[point] = {key: figures[key] for key in TASKS[point.task].keys}
+        said = ", ".join(f"{key} {value:.4f}" for key, value in known[point].items())
+        say(f"{TASKS[point.task].label}, {OVER[point.over]} {shown(point.value)}: {said}")
+        write_results(args.output, known, facts)
+    write_results(args.output, known, facts)
     say(f"{args.output}/curves.json, curves.md, curves.png")
 
 
-def make_setting(args: CurvesArgs) -> Setting:
-    """Render the scenes and load the embedded model."""
-    progress = Progress(total=1)
-    pca, mean_map_hw = training_statistics(BASELINE_SCENES, size=128, progress=progress)
+def all_points(args: CurvesArgs, *, guided: bool, pairs: Mapping[int, Path]) -> Iterator[Point]:
+    """Yield all points that the flags ask for."""
+    for count in pairs:
+        yield Point(over="pairs", task="depth", value=count)
+    for task in args.tasks:
+        for steps in sorted(set(args.steps)):
+            yield Point(over="steps", task=task, value=steps)
+    for task in args.tasks if guided else ():
+        for scale in sorted(set(args.guidance)):
+            yield Point(over="guidance", task=task, value=scale)
+
+
+def setting_of(
+    point: Point, setting: Setting, *, judge: Judge, paths: Mapping[str, Path], addons: Mapping[int, Path]
+) -> Setting:
+    """Return the setting in which one point is measured."""
+    if point.over == "steps":
+        return replace(setting, **{TASKS[point.task].steps: int(point.value)})
+    if point.over == "guidance":
+        model = replace(judge.model, guidance=point.value)
+    else:
+        model = with_addons(judge.model, paths, addons[int(point.value)])
+    return replace(setting, model=JudgedModel(model=model, judge=judge))
+
+
+def make_judge(args: CurvesArgs, paths: Mapping[str, Path]) -> Judge:
+    """Load the model."""
+    device = torch.device(args.device)
+    model = load_batched_model(paths, progress=Progress(total=1), batch=args.batch, device=device)
+    return Judge(model=model, steps=args.depth_steps, precision=args.precision)
+
+
+def make_setting(args: CurvesArgs, judge: Judge) -> Setting:
+    """Render the scenes."""
+    size, progress = judge.model.size, judge.model.progress
+    pca, mean_map_hw = training_statistics(BASELINE_SCENES, size=size, progress=progress)
     return Setting(
-        scenes=held_out_scenes(args.scenes, size=128, mean_map_hw=mean_map_hw, progress=progress),
-        model=load_model(args, progress),
+        scenes=held_out_scenes(args.scenes, size=size, mean_map_hw=mean_map_hw, progress=progress),
+        model=JudgedModel(model=judge.model, judge=judge),
         colors=color_finder(),
         shapes=shape_finder(),
         pca=pca,
         progress=progress,
+        steps=args.sampling_steps,
         depth_steps=args.depth_steps,
     )
 
 
-def guidance(model: BatchedModel) -> str:
-    """Return why there is no curve against guidance."""
-    if model.model.config.guidance_embed:
-        return "The model's guidance embedding isn't varied here."
-    return "No curve against guidance: the model has no guidance embedding."
+def fixed_facts(args: CurvesArgs, paths: Mapping[str, Path]) -> dict:
+    """Return what must be the same for all points of a folder."""
+    return {
+        "scenes": args.scenes,
+        "generator_version": GENERATOR_VERSION,
+        "sampling_steps": args.sampling_steps,
+        "depth_steps": args.depth_steps,
+        "precision": args.precision,
+        "device": args.device,
+        "weights": {name: fingerprint(path) for name, path in paths.items()},
+        "addons": {str(pairs): fingerprint(path) for pairs, path in args.addons_by_pairs().items()},
+    }
 
 
-def load_model(args: CurvesArgs, progress: Progress, addons: Path | None = None) -> BatchedModel:
-    """Load the embedded model, with other add-ons if given."""
-    paths = embedded_files() | ({"jointdit_addons_path": addons} if addons else {})
-    return load_batched_model(paths, progress=progress, batch=args.batch, device=torch.device(args.device))
+def read_points(folder: Path, facts: dict) -> dict[Point, Figures]:
+    """Return the points an earlier run left, and add its add-ons to the facts.
+
+    Raises:
+        UserError: they were measured otherwise.
+    """
+    path = folder / "curves.json"
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    addons = stored["addons"] | facts["addons"]
+    changed = [name for name in facts if name != "addons" and facts[name] != stored[name]]
+    changed += [f"addons {pairs}" for pairs, print_ in stored["addons"].items() if addons[pairs] != print_]
+    if changed:
+        raise UserError(f"--output {folder}: holds curves made with other {', '.join(changed)}; give another folder")
+    facts["addons"] = addons
+    return {
+        Point(over=over, task=task, value=float(value)): figures
+        for over, tasks in stored["curves"].items()
+        for task, table in tasks.items()
+        for value, figures in table.items()
+    }
 
 
-def title(name: str) -> tuple[str, str]:
-    """Return what a curve shows, and over what."""
-    return ("Depth estimation", "training pairs") if name == "pairs" else (CURVES[name].label, "steps")
+def tables_of(known: Mapping[Point, Figures]) -> dict[str, dict[str, dict[float, Figures]]]:
+    """Return the figures by what is varied, task and value, in the order of `OVER`, `TASKS` and size."""
+    tables: dict[str, dict[str, dict[float, Figures]]] = {}
+    order = sorted(known, key=lambda point: (list(OVER).index(point.over), list(TASKS).index(point.task), point.value))
+    for point in order:
+        tables.setdefault(point.over, {}).setdefault(point.task, {})[point.value] = known[point]
+    return tables
 
 
-def plot(name: str, table: Table) -> Plot:
+def write_results(folder: Path, known: Mapping[Point, Figures], facts: Mapping) -> None:
+    """Write all three files."""
+    tables = tables_of(known)
+    by_text = {
+        over: {task: {shown(value): figures for value, figures in table.items()} for task, table in tasks.items()}
+        for over, tasks in tables.items()
+    }
+    write_json(folder / "curves.json", {**facts, "curves": by_text})
+    write_text(folder / "curves.md", markdown(tables, facts))
+    plots = [plot(over, task, table) for over, tasks in tables.items() for task, table in tasks.items()]
+    if plots:
+        with write_atomically(folder / "curves.png") as temporary:
+            draw(plots).save(temporary)
+
+
+def shown(value: float) -> str:
+    """Return a number exactly, whole ones without a point."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def plot(over: str, task: str, table: Mapping[float, Figures]) -> Plot:
     """Return the drawing of one table."""
-    keys = [key for key in next(iter(table.values())) if key not in NOT_DRAWN]
-    label, over = title(name)
     return Plot(
-        title=f"{label} against {over}",
-        x_label=over,
-        curves={key: [(count, figures[key]) for count, figures in table.items()] for key in keys},
+        title=f"{TASKS[task].label} against {OVER[over]}",
+        x_label=OVER[over],
+        curves={
+            key: [(value, figures[key]) for value, figures in table.items()]
+            for key in TASKS[task].keys
+            if key not in NOT_DRAWN
+        },
+        log=over != "guidance",
     )
 
 
-def markdown(tables: dict[str, Table], facts: dict) -> str:
+def markdown(tables: Mapping[str, Mapping[str, Mapping[float, Figures]]], facts: Mapping) -> str:
     """Return all tables as Markdown."""
+    guided = (
+        f"Guidance {GUIDANCE_SCALE} where it isn't varied."
+        if facts["guidance_embedding"]
+        else "No curve against guidance: the backbone has no guidance embedding."
+    )
     parts = [
         "# Curves",
         f"{facts['scenes']} held-out scenes of generator version {facts['generator_version']}, {facts['device']}, "
-        f"{facts['machine']}, {facts['threads']} thread(s). {facts['guidance']}",
+        f"precision {facts['precision']}, {facts['machine']}. Where they aren't varied, {facts['sampling_steps']} "
+        f"sampling steps, {facts['depth_steps']} for depth. {guided}",
     ]
-    for name, table in tables.items():
-        label, over = title(name)
-        keys = list(next(iter(table.values())))
-        lines = [f"| {over} | " + " | ".join(f"`{key}`" for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
-        for count, figures in table.items():
-            lines.append(f"| {count} | " + " | ".join(f"{figures[key]:.4f}" for key in keys) + " |")
-        parts += [f"## {label} against {over}", "\n".join(lines)]
+    for over, tasks in tables.items():
+        for task, table in tasks.items():
+            keys = TASKS[task].keys
+            lines = [f"| {OVER[over]} | " + " | ".join(f"`{key}`" for key in keys) + " |"]
+            lines.append("|---" * (len(keys) + 1) + "|")
+            for value, figures in table.items():
+                lines.append(f"| {shown(value)} | " + " | ".join(f"{figures[key]:.4f}" for key in keys) + " |")
+            parts += [f"## {TASKS[task].label} against {OVER[over]}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
-
-
-def words(figures: dict[str, float]) -> str:
-    """Return figures in one line."""
-    return ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_model
 from PIL import Image
 
 from library.errors import UserError
@@ -14,7 +16,7 @@ from library.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from curves import CurvesArgs  # noqa: E402
+import curves  # noqa: E402
 
 
 def run(*command):
@@ -29,28 +31,66 @@ def run(*command):
 @pytest.mark.parametrize("text", ["jointdit_addons.safetensors", "many=x.safetensors", "400="])
 def test_addons_come_with_their_number_of_pairs(text):
     with pytest.raises(UserError, match=f"--addons {text}: must be PAIRS=FILE"):
-        CurvesArgs(addons=(text,))
+        curves.CurvesArgs(addons=(text,))
 
 
-@pytest.mark.slow
-def test_curves_of_two_tasks_and_of_training_pairs(tmp_path):
-    addons = ROOT / "assets" / "tiny"
-    run(
-        *("scripts/curves.py", "--output", tmp_path, "--scenes", 2, "--steps", 2, 1, "--tasks", "depth", "joint"),
-        *("--depth_steps", 1, "--addons", f"40={addons}", f"8={addons}", "--num_threads", 1),
-    )
-    told = json.loads((tmp_path / "curves.json").read_text())
-    assert {name: sorted(table) for name, table in told["curves"].items()} == {
-        "depth": ["1", "2"],
-        "joint": ["1", "2"],
-        "pairs": ["40", "8"],
-    }
-    assert told["curves"]["pairs"]["8"] == told["curves"]["pairs"]["40"] == told["curves"]["depth"]["1"]
-    assert told["curves"]["depth"]["1"] != told["curves"]["depth"]["2"]
-    text = (tmp_path / "curves.md").read_text()
-    assert "## Depth estimation against training pairs" in text and "no guidance embedding" in text
+@pytest.fixture
+def guided(tmp_path, monkeypatch):
+    """Folder of a random model whose backbone has a guidance embedding."""
+    monkeypatch.setattr(tiny_model, "FLUX", replace(tiny_model.FLUX, guidance_embed=True))
+    return tiny_model.write_tiny_model(tmp_path / "guided")["ae"].parent
+
+
+def draw(monkeypatch, output, *words, model=None):
+    """Run the command here on two scenes and return what it wrote as JSON."""
+    small = ("--scenes", 2, "--depth_steps", 1, "--sampling_steps", 1, "--num_threads", 1, "--output", output)
+    chosen = ("--model_folder", model or tiny_model.tiny_model()["ae"].parent)
+    monkeypatch.setattr(sys, "argv", ["curves.py", *map(str, (*small, *chosen, *words))])
+    curves.main()
+    return json.loads((output / "curves.json").read_text())
+
+
+def test_guidance_is_varied_where_the_backbone_has_an_embedding_of_it(tmp_path, monkeypatch, guided):
+    told = draw(monkeypatch, tmp_path, "--tasks", "joint", "--steps", 1, "--guidance", 1, 7, model=guided)
+    table = told["curves"]["guidance"]["joint"]
+    assert list(table) == ["1", "7"] and table["1"] != table["7"]
+    assert "## Joint generation against guidance" in (tmp_path / "curves.md").read_text()
     with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (960, 640)
+        assert picture.size == (960, 320)
+
+
+def test_a_backbone_without_a_guidance_embedding_is_told(tmp_path, monkeypatch):
+    told = draw(monkeypatch, tmp_path, "--tasks", "depth", "--steps", 1)
+    assert set(told["curves"]) == {"steps"}
+    assert "No curve against guidance" in (tmp_path / "curves.md").read_text()
+    with pytest.raises(UserError, match="--guidance: the backbone has no guidance embedding"):
+        draw(monkeypatch, tmp_path, "--tasks", "depth", "--steps", 1, "--guidance", 2)
+
+
+def test_points_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
+    told = draw(monkeypatch, tmp_path, "--tasks", "depth", "--steps", 2, 1)
+    assert list(told["curves"]["steps"]["depth"]) == ["1", "2"]
+    path = tmp_path / "curves.json"
+    told["curves"]["steps"]["depth"]["2"]["depth_absrel"] = 0.125  # a mark that measuring would wipe out
+    path.write_text(json.dumps(told))
+    more = draw(monkeypatch, tmp_path, "--tasks", "depth", "--steps", 2, 4)
+    assert set(more["curves"]["steps"]["depth"]) == {"1", "2", "4"}
+    assert more["curves"]["steps"]["depth"]["2"]["depth_absrel"] == 0.125
+    with pytest.raises(UserError, match="holds curves made with other scenes; give another folder"):
+        draw(monkeypatch, tmp_path, "--tasks", "depth", "--scenes", 3)
+
+
+def test_no_point_is_begun_after_the_minutes(tmp_path, monkeypatch, capsys):
+    told = draw(monkeypatch, tmp_path, "--tasks", "depth", "--steps", 1, 2, "--minutes", 1e-6)
+    assert told["curves"] == {} and "2 points are left; start again to go on" in capsys.readouterr().out
+
+
+def test_curve_against_training_pairs(tmp_path, monkeypatch):
+    files = [f"{pairs}={tiny_model.tiny_model()['jointdit_addons_path']}" for pairs in (1_234_567, 8)]
+    told = draw(monkeypatch, tmp_path, "--addons", *files, "--tasks", "depth", "--steps", 1)
+    pairs = told["curves"]["pairs"]["depth"]
+    assert pairs["8"] == pairs["1234567"] == told["curves"]["steps"]["depth"]["1"]
+    assert "## Depth estimation against training pairs" in (tmp_path / "curves.md").read_text()
 
 
 @pytest.mark.slow
