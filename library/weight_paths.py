@@ -12,6 +12,7 @@ from library.errors import UserError
 logger = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "tiny"
+ADDONS = "jointdit_addons_path"
 ADDONS_NAMES = ("jointdit_addons.safetensors", "jointdit.safetensors")  # the scripts' name and the hub's
 _EMBEDDED_FILES = {
     "pretrained_model_name_or_path": "flux1-tiny.safetensors",
@@ -44,7 +45,7 @@ def weight_paths(args: ModelArgs) -> WeightPaths:
     """
     given = args.weight_paths()
     for name in ("clip_tokenizer", "t5_tokenizer"):
-        if getattr(args, name) is not None and not any(given.values()):
+        if getattr(args, name) is not None and not any(given[each] for each in FROZEN):
             raise UserError(f"--{name} {getattr(args, name)}: goes with weights of its own; give the weight flags too")
     return WeightPaths(
         **resolve_paths(given),
@@ -58,14 +59,16 @@ def weight_paths(args: ModelArgs) -> WeightPaths:
 def resolve_paths(given: Mapping[str, Path | None], *, needed: Sequence[str] | None = None) -> dict[str, Path]:
     """Return an existing path for each weight flag that is needed: all as given, or the embedded model's if none is.
 
+    Add-ons alone go with the embedded model: they are what training without weight flags makes.
+
     `given` holds the weight flags a command has; `needed`, if not all of them, those it uses now. Raises `UserError`
     naming the missing flags or file.
     """
     needed = tuple(given) if needed is None else tuple(needed)
     chosen = {name: path for name, path in given.items() if path is not None}
-    if not chosen:
-        logger.info("No weight flags: using the embedded model in %s", _shown(EMBEDDED))
-        return embedded_files(needed)
+    if chosen.keys() <= {ADDONS}:
+        logger.info("No %sweight flags: using the embedded model in %s", "other " if chosen else "", _shown(EMBEDDED))
+        return embedded_files(needed) | {name: find_weights(name, path) for name, path in chosen.items()}
     missing = [f"--{name}" for name in needed if name not in chosen]
     if missing:
         raise UserError(
@@ -97,7 +100,7 @@ def embedded_files(names: Sequence[str] = tuple(_EMBEDDED_FILES), *, folder: Pat
 
 def find_weights(name: str, path: Path) -> Path:
     """Return the path of one weight flag if it is there; add-ons are looked for under both of their published names."""
-    if name == "jointdit_addons_path":
+    if name == ADDONS:
         return find_addons(path)
     if not path.exists():
         raise UserError(

@@ -42,6 +42,18 @@ def test_no_weight_flag_means_the_embedded_model_and_one_line(
         weight_paths.weight_paths(ModelArgs())
 
 
+def test_add_ons_alone_go_with_the_embedded_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(weight_paths, "EMBEDDED", folder)
+    (folder / "mine.safetensors").write_bytes(b"y")
+    with caplog.at_level(logging.INFO):
+        paths = weight_paths.weight_paths(ModelArgs(jointdit_addons_path=folder / "mine.safetensors"))
+    expected = _flags(folder) | {"jointdit_addons_path": folder / "mine.safetensors"}
+    assert {name: getattr(paths, name) for name in FILES} == expected
+    assert caplog.messages == [f"No other weight flags: using the embedded model in {folder}"]
+
+
 def test_a_set_with_holes_names_what_is_missing(folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         weight_paths.weight_paths(ModelArgs(clip_l=folder / "clip_l.safetensors", ae=folder / "ae.safetensors"))
