@@ -67,7 +67,7 @@ def make_recipe(
     weights apart, where the same numbers are added up in another order moves last bits.
     """
     deciding = {item.name for group in (DataArgs, RecipeArgs) for item in fields(group)} - _FREE
-    deciding |= {"base_precision", "shard_model"}
+    deciding |= {"base_precision", "shard_model", "shard_optimizer"}
     if encodes_text:
         deciding |= {"clip_activation", "t5xxl_max_token_length"}
     recipe = {name: value for name, value in flag_values(args).items() if name in deciding}
@@ -127,7 +127,7 @@ class Checkpoints:
         """Write what resuming at `step` needs."""
         path = state_path(self.folder, step)
         self.require_finite(step)
-        if self.accelerator.is_main_process or self.args.shard_model:
+        if self.accelerator.is_main_process or self.args.shard_model or self.args.shard_optimizer:
             with writing(path, experiment=self.folder):
                 save_state(
                     self.folder,

@@ -6,6 +6,7 @@ Every process holds a part of each weight, of its gradient and of the optimizer'
 together for as long as the block computes. The results are those of several processes with whole models.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,21 +19,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from library.errors import UserError
 from library.training_args import TrainingArgs
 
-FLAG = "--shard_model"
-
 
 def check_sharding(args: TrainingArgs, accelerator: Accelerator) -> None:
-    """Refuse by name what has no meaning for a model in parts, or isn't known to work.
+    """Refuse by name what has no meaning for a model or an optimizer in parts, or isn't known to work.
 
     Raises:
         UserError: naming the flag.
     """
-    if not args.shard_model:
-        if not args.reshard_after_forward:
-            raise UserError(f"--no_reshard_after_forward: has no effect without {FLAG}; give it too, or neither")
+    if not args.shard_model and not args.reshard_after_forward:
+        raise UserError("--no_reshard_after_forward: has no effect without --shard_model; give it too, or neither")
+    if not args.shard_model and not args.shard_optimizer:
         return
+    asking = "--shard_model" if args.shard_model else "--shard_optimizer"
     if accelerator.num_processes == 1:
-        raise UserError(f"{FLAG}: there is only one process to share the model; start several, or leave it away")
+        raise UserError(f"{asking}: there is only one process to share it with; start several, or leave it away")
     compiler = accelerator.state.dynamo_plugin.backend
     others = {
         f"--blocks_to_swap {args.blocks_to_swap}": args.blocks_to_swap > 0,
@@ -40,13 +40,14 @@ def check_sharding(args: TrainingArgs, accelerator: Accelerator) -> None:
         f"--addons_precision {args.addons_precision}": args.addons_precision == "bf16",
         "--fused_backward_pass": args.fused_backward_pass,
         "--compile": args.compile,
+        "--shard_optimizer": args.shard_model and args.shard_optimizer,
         "--mixed_precision fp16": accelerator.mixed_precision == "fp16",
         f"dynamo_backend {compiler.value}": compiler != DynamoBackend.NO,
         f"--optimizer_type {args.optimizer_type}": args.optimizer_type.lower() not in ("adamw", "adam", "sgd"),
     }
     for flag, given in others.items():
         if given:
-            raise UserError(f"{flag}: doesn't go together with {FLAG}; leave one of them away")
+            raise UserError(f"{flag}: doesn't go together with {asking}; leave one of them away")
 
 
 def shard(
@@ -59,6 +60,8 @@ def shard(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # The velocities are a view; nothing changes them in place.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward)

@@ -32,12 +32,11 @@ from library.jointdit.model import JointDiT
 from library.loading import Pairs, load_batches, worker_count
 from library.loss_guard import LossGuard
 from library.optim import has_modes, make_optimizer, make_scheduler, shown
-from library.sharding import whole
 from library.trackers import finish_trackers, start_trackers
 from library.training_args import TrainingArgs
 from library.training_log import TrainingLog
 from library.training_report import describe_method, estimate_memory
-from library.training_setup import make_weight_by_weight
+from library.training_setup import make_gradients, make_weight_by_weight
 from library.training_state import Progress
 
 log = logging.getLogger(__name__)
@@ -118,11 +117,14 @@ class Trainer:
             args, accelerator, optimizer, self.trained, new_optimizer=self.new_optimizer
         )
         # The model is on its device already, perhaps with some blocks left behind in CPU memory (--blocks_to_swap): DDP
-        # has no business with what is frozen. A model in parts exchanges its gradients itself: it must not be wrapped.
+        # has no business with what is frozen. What exchanges its gradients itself must not be wrapped.
         frozen = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name not in self.trained]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
-        self.model = accelerator.prepare_model(model, device_placement=False, evaluation_mode=args.shard_model)
+        exchanges = args.shard_model or args.shard_optimizer
+        prepared = accelerator.prepare_model(model, device_placement=False, evaluation_mode=exchanges)
         self.optimizer = accelerator.prepare(optimizer)
+        self.gradients = make_gradients(args, accelerator, prepared, self.optimizer, self.trained)
+        self.model = self.gradients.model
         self.empty = prompts.empty.to(accelerator.device)
         self.guard = LossGuard(factor=args.max_loss_factor)
         self.checkpoints = Checkpoints(
@@ -133,7 +135,7 @@ class Trainer:
             progress=Progress(
                 parameters=self.trained,
                 average=self.average.tensors if self.average is not None else None,
-                optimizer=self.by_weight or optimizer,
+                optimizer=self.by_weight or self.gradients.saved,
                 scheduler=self.scheduler,
                 scaler=accelerator.scaler,
             ),
@@ -178,22 +180,21 @@ class Trainer:
         seen: list[tuple[Tensor, tuple[str, ...]]] = []
         for part in range(parts):
             batch = self.on_device(next(batches))
-            with self.gradients_stay_here(part < parts - 1):
+            with self.gradients.part(last=part == parts - 1):
                 loss = self.micro_loss(batch, step=step, part=part)
                 # A fused pass steps as it goes: with a loss that isn't finite it must not begin.
                 if not self.args.fused_backward_pass or torch.isfinite(loss):
-                    self.accelerator.backward(loss / parts)
+                    self.gradients.backward(loss / parts)
             seen.append((loss.detach(), batch.names))
         mean = self.mean_over_processes(torch.stack([loss for loss, _ in seen]).mean())
         if (fault := self.guard.fault(mean)) is not None:
             raise self.failure(step, f"the loss of step {step + 1} {fault}", seen)
         numbers = {"loss": mean, "lr": float(self.scheduler.get_last_lr()[0])}
         if self.args.max_grad_norm:
-            norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.args.max_grad_norm)
-            numbers["grad_norm"] = float(whole(norm))
+            numbers["grad_norm"] = self.gradients.clip(self.args.max_grad_norm)
             if not math.isfinite(numbers["grad_norm"]) and self.accelerator.scaler is None:  # a scaler skips such steps
                 raise self.failure(step, f"the gradient of step {step + 1} is {numbers['grad_norm']}", seen)
-        (self.by_weight or self.optimizer).step()
+        (self.by_weight or self.gradients).step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -218,12 +219,6 @@ class Trainer:
             assert self.encode is not None, "pixels and prompts need encoders"
             batch = self.encode(batch)
         return batch.to(self.accelerator.device)
-
-    def gradients_stay_here(self, more_to_come: bool) -> Any:
-        """Context without exchange of gradients between processes while micro-batches are still to come."""
-        if more_to_come:
-            return self.accelerator.no_sync(self.model)
-        return torch.enable_grad()
 
     def mean_over_processes(self, value: Tensor) -> float:
         """Mean of a number over all processes."""
@@ -289,6 +284,7 @@ class Trainer:
             average=self.average is not None,
             one_gradient_at_a_time=args.fused_backward_pass,
             encoders=self.networks,
+            parts=accelerator.num_processes if args.shard_optimizer else 1,
         )
         log.info("Expected memory of each process on %s before activations: %s", accelerator.device, memory)
 

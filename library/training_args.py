@@ -227,6 +227,10 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
         False,
         help="give each process a part of model, gradients and optimizer state instead of all of them (FSDP2)",
     )
+    shard_optimizer: bool = flag(
+        False,
+        help="give each process a part of gradients and optimizer state, and the whole model (ZeRO 2; needs DeepSpeed)",
+    )
     reshard_after_forward: bool = flag(
         True,
         help="with --shard_model, give the other processes' parts of a block back after its forward pass; "

@@ -67,22 +67,25 @@ def estimate_memory(
     average: bool = False,
     one_gradient_at_a_time: bool = False,
     encoders: Iterable[nn.Module] = (),
+    parts: int = 1,
 ) -> MemoryEstimate:
     """Estimate what training holds on `device`.
 
     Frozen weights as they lie there (blocks swapped to the CPU don't count), trained weights, as many bytes again for
     their gradients (`one_gradient_at_a_time`: only the largest), the optimizer's bytes per weight as tried out on a
-    small one, 4 bytes a weight for the running average, and those of the `encoders` that lie there.
+    small one, 4 bytes a weight for the running average, and those of the `encoders` that lie there. Where gradients and
+    the optimizer's state are in several `parts` (ZeRO), this process has one, with a copy of its part of the weights.
     """
     own = {id(tensor) for tensor in trained}
     trained = [own_part(tensor) for tensor in trained]
     sizes = [tensor.numel() * tensor.element_size() for tensor in trained]
     weights = sum(tensor.numel() for tensor in trained)
+    copy = sum(sizes) if parts > 1 else 0
     return MemoryEstimate(
         frozen=_bytes_on(device, (tensor for tensor in _tensors_of(model) if id(tensor) not in own)),
         trained=sum(sizes),
-        gradients=max(sizes) if one_gradient_at_a_time else sum(sizes),
-        optimizer=round(weights * optimizer_bytes_per_weight(make_optimizer, device=device)),
+        gradients=max(sizes) if one_gradient_at_a_time else sum(sizes) // parts,
+        optimizer=round((weights * optimizer_bytes_per_weight(make_optimizer, device=device) + copy) / parts),
         average=4 * weights if average else 0,
         encoders=_bytes_on(device, (tensor for network in encoders for tensor in _tensors_of(network))),
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,6 +14,7 @@ from library.cli import processes_asked_for
 from library.errors import UserError
 from library.flux.attention import KERNELS
 from library.fused_backward import WeightByWeight, steps_each_alone
+from library.gradients import Gradients
 from library.jointdit.addons import (
     AddonSettings,
     base_fingerprint,
@@ -28,6 +30,7 @@ from library.randomness import generator_for
 from library.sharding import check_sharding, shard
 from library.training_args import PRECISIONS, TrainingArgs
 from library.weight_paths import find_addons, frozen_paths
+from library.zero import ZeroGradients
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +153,26 @@ def make_weight_by_weight(
             "leave it away, or use adamw or adafactor"
         )
     return WeightByWeight(optimizer, weights, seed=args.seed, in_backward=args.fused_backward_pass)
+
+
+def make_gradients(
+    args: TrainingArgs,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    weights: Mapping[str, nn.Parameter],
+) -> Gradients:
+    """Choose what becomes of gradients; model and optimizer are what accelerate has prepared."""
+    if not args.shard_optimizer:
+        return Gradients(model, accelerator=accelerator, optimizer=optimizer, weights=weights)
+    return ZeroGradients(
+        model,
+        accelerator=accelerator,
+        optimizer=optimizer,
+        weights=weights,
+        accumulation=args.gradient_accumulation_steps,
+        max_norm=args.max_grad_norm,
+    )
 
 
 def _check_settings(found: AddonSettings, wanted: AddonSettings) -> None:

@@ -20,12 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from library.errors import UserError
 from library.files import flush_to_disk, save_tensors, write_json
-from library.fused_backward import WeightByWeight
+from library.gradients import Stateful
 from library.sharding import gathered, own_part, shared_like
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class Progress:
 
     parameters: Mapping[str, Tensor]
     average: Mapping[str, Tensor] | None
-    optimizer: Optimizer | WeightByWeight
+    optimizer: Stateful
     scheduler: LRScheduler
     scaler: GradScaler | None = None  # of fp16
 
@@ -63,7 +62,7 @@ def save_state(
 
     A whole state of this step is left as it is: a run reaches a step in one way only. With `keep`, states before the
     newest `keep` are deleted, after the new one is on the disk; states of later steps aren't this run's and stay.
-    Where processes share the model, all must call this, and one `writes`.
+    Where processes share the model or the optimizer, all must call this, and one `writes`.
     """
     final = state_path(folder, step)
     if (final / "state.json").is_file():
@@ -193,9 +192,7 @@ def _copy_into(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, path:
         tensor.copy_(shared_like(saved[name], tensor))
 
 
-def _optimizer_to_files(
-    optimizer: Optimizer | WeightByWeight, *, names: list[str]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _optimizer_to_files(optimizer: Stateful, *, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split an optimizer's state into tensors, named PARAMETER/KEY, and what JSON can hold."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}

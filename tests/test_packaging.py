@@ -34,7 +34,7 @@ def test_requirements_end_with_this_project():
 
 
 def test_extras():
-    assert set(EXTRAS) == {"gpu", "exr", "vision", "eval", "app", "train", "dev"}
+    assert set(EXTRAS) == {"gpu", "exr", "vision", "eval", "app", "train", "deepspeed", "dev"}
     assert all(specifier.operator == "==" for item in EXTRAS["dev"] for specifier in item.specifier)
 
 

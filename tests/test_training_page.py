@@ -61,6 +61,8 @@ def test_sums_of_memory():
         "optimizer, schedule, running average. A state of FLUX.1-dev with AdamW takes": 12 * trained,
         "an add-ons file takes": 2 * trained,
     }
+    plain = sums["plain AdamW takes"]
+    sums |= {"AdamW holds": plain, "by DDP,": 2 * frozen + 4 * trained + 16 * trained / 4, "by ZeRO 2 and": plain / 4}
     text = " ".join(PAGE.split())
     for words, size in sums.items():
         assert f"{words} {size / 1e9:.1f} GB" in text

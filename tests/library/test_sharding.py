@@ -1,12 +1,10 @@
 """A model in parts on two processes trains, saves and resumes as whole ones do."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from launched import CONFIGURATIONS, launched
 from safetensors.torch import load_file
 from small_training import flags, lines, prepare, run
 from training_processes import TrainingRun
@@ -16,14 +14,7 @@ from library.errors import UserError
 from library.launcher import as_launched
 from library.training_args import TrainingArgs
 
-FSDP2 = Path(__file__).parents[2] / "scripts" / "accelerate" / "fsdp2.yaml"
-
-
-def launched(config, *more):
-    """What `accelerate launch` with this configuration sets for train.py's processes."""
-    args = launch_command_parser().parse_args(["--config_file", str(config), *more, "train.py"])
-    environment = prepare_multi_gpu_env(_validate_launch_command(args)[0])
-    return {name: value for name, value in environment.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+FSDP2 = CONFIGURATIONS / "fsdp2.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +135,10 @@ def test_modules_to_be_left_out_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variable", "name"),
-    [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"), ("PARALLELISM_CONFIG", "parallelism_config")],
+    ("variable", "name"), [("MEGATRON_LM", "Megatron-LM"), ("PARALLELISM_CONFIG", "parallelism_config")]
 )
 def test_the_launchers_other_ways_to_share_a_model_are_refused(variable, name):
-    message = f"--config_file: accelerate's {name} saves and resumes in its own way; use FSDP version 2"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"--config_file: {name} isn't done here; use FSDP version 2"):
         as_launched(parse(FLAGS, TrainingArgs), {f"ACCELERATE_USE_{variable}": "true"})
 
 
@@ -165,7 +154,7 @@ def test_parts_are_not_compiled_by_the_launcher(folder):
 def test_one_process_of_the_launchers_configuration_is_refused(folder, monkeypatch):
     for name, value in launched(FSDP2).items():
         monkeypatch.setitem(os.environ, name, value)
-    with pytest.raises(UserError, match="there is only one process to share the model"):
+    with pytest.raises(UserError, match="there is only one process to share it with"):
         run(folder, "alone_by_config", "--max_train_steps", "1")
 
 

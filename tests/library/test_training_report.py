@@ -53,6 +53,8 @@ def test_memory_is_the_sum_of_what_is_held():
     )
     assert with_encoders.encoders == 4 * 620 and str(with_encoders).endswith(" + 0.00 encoders")
     assert with_encoders.total == estimate.total + 4 * 620 - 12 * weights
+    half = estimate_memory(model, trained=trained, make_optimizer=maker("adamw"), device=CPU, parts=2)
+    assert (half.trained, half.gradients, half.optimizer) == (4 * weights, 2 * weights, (8 + 4) * weights / 2)
     # What has been swapped elsewhere doesn't count.
     assert estimate_memory(model, trained=[], make_optimizer=maker("sgd"), device=torch.device("meta")).total == 0
 
