@@ -167,7 +167,11 @@ def load_state(path: Path, progress: Progress, *, recipe: Mapping[str, Any]) -> 
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DamagedState(f"--resume {path}: damaged ({error}); resume from an earlier state") from None
     now = json.loads(json.dumps(recipe))
-    changed = [f"--{key} {made_with.get(key)} (now {now[key]})" for key in now if made_with.get(key) != now[key]]
+    changed = [
+        f"--{key} {made_with.get(key)} (now {value})"
+        for key, value in now.items()
+        if made_with.get(key) != value and (key in made_with or value)  # what a state doesn't know was off then
+    ]
     if changed:
         raise UserError(f"--resume {path}: made with {', '.join(changed)}; use the same to go on")
     _copy_into(progress.parameters, files["addons"], path=path)

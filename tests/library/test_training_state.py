@@ -175,6 +175,9 @@ def test_changed_flags_and_damage_are_named(tmp_path):
     path = save_state(tmp_path, progress, step=1, recipe=RECIPE)
     with pytest.raises(UserError, match=r"made with --seed 1 \(now 2\), --optimizer_args \['a=1'\] \(now \[\]\); use"):
         load_state(path, progress, recipe={"seed": 2, "optimizer_args": ()})
+    with pytest.raises(UserError, match=r"made with --newer None \(now True\); use"):
+        load_state(path, progress, recipe=RECIPE | {"newer": True})
+    assert load_state(path, progress, recipe=RECIPE | {"newer": False}) == 1
     (path / "optimizer.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="--resume .*: damaged"):
         load_state(path, progress, recipe=RECIPE)
