@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from library.errors import UserError
-from library.experiment import newest_state, writing
+from library.experiment import STEP_ADDONS, newest_state, writing
 from library.flags import flag_values
 from library.jointdit.addons import AddonSettings, save_addons
 from library.jointdit.model import JointDiT
@@ -37,7 +37,6 @@ _FREE = {
     "checkpoint_every",
 }
 _ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")  # the others depend on the number of steps
-STEP_ADDONS = "jointdit_addons_step_"
 # Switches of the method, told in the add-ons' header beside weighting, ranks and the released settings.
 SWITCHES = (
     "timestep_sampling",

@@ -16,6 +16,7 @@ from library.training_state import list_states
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+STEP_ADDONS = "jointdit_addons_step_"  # and the step: add-ons of the steps between
 
 
 @contextmanager
@@ -47,11 +48,12 @@ def open_experiment(folder: Path, *, resume: bool, main_process: bool = True) ->
                 f"--exp_name {folder.name}: {folder} has {states[-1][1].name} of an earlier run; give --resume latest "
                 "to go on with it, or choose another name"
             )
-        addons = sorted(folder.glob("*.safetensors"))
-        if addons and not resume:
+        # Those of steps may be from a run that was killed before its first state: --resume begins that one anew.
+        addons = [file.name for file in folder.glob("*.safetensors") if not (resume and STEP_ADDONS in file.name)]
+        if addons and not states:
             raise UserError(
-                f"--exp_name {folder.name}: {folder} has {addons[-1].name} of an earlier run, and no state to go on "
-                "from; choose another name, or move that folder away"
+                f"--exp_name {folder.name}: {folder} has {max(addons)} of an earlier run, and no state to go on from; "
+                "choose another name, or move that folder away"
             )
         remove_left_overs(folder)
         try:

@@ -128,6 +128,8 @@ def test_addons_of_an_earlier_run_are_not_mixed_with_new_ones(folder):
     run(folder, "made", "--max_train_steps", "2", "--save_every_n_steps", "1")
     with pytest.raises(UserError, match="--exp_name made: .* has jointdit_addons_step_000002.safetensors of an earl"):
         run(folder, "made", "--max_train_steps", "1")
+    with pytest.raises(UserError, match="--exp_name made: .* has jointdit_addons.safetensors of an earlier run, and"):
+        run(folder, "made", "--max_train_steps", "3", "--resume", "latest")
     assert len(lines(folder / "experiments" / "made")) == 2
 
 
