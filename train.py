@@ -38,6 +38,7 @@ def train(args: TrainingArgs, accelerator: Accelerator) -> None:
         encode=data.encode,
         networks=data.networks,
         text_precision=data.text_precision,
+        encoders=data.encoders,
     )
     add_watches(trainer, held_out=data.held_out)
     trainer.run()

@@ -1,8 +1,8 @@
 """What `train.py` reads: training pairs, prompts and held-out pairs, from caches or through the encoders."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,8 @@ class TrainingData:
 
     `encode` makes batches of what the pairs give where pixels, or captions, are still to be encoded; `networks` are
     those it does so by, on whatever device. `text_precision` is that of text encoders which ran, be it once for the
-    prompts; None where all text was cached.
+    prompts; None where all text was cached. `encoders` are the fingerprints, by flag, of what makes the batches or made
+    the cache, as far as they are known.
     """
 
     pairs: Pairs
@@ -42,6 +43,7 @@ class TrainingData:
     encode: Callable[[Any], Batch] | None
     networks: tuple[nn.Module, ...] = ()
     text_precision: torch.dtype | None = None
+    encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_training_data(args: TrainingArgs, *, device: torch.device, dtype: torch.dtype) -> TrainingData:
@@ -72,7 +74,9 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
                 "are previewed, and %s has others; run it again",
                 args.prompt_folder, args.evaluation_prompts,
             )  # fmt: skip
-        return TrainingData(pairs=pairs, held_out=held_out, prompts=prompts, encode=None)
+        return TrainingData(
+            pairs=pairs, held_out=held_out, prompts=prompts, encode=None, encoders=_made_by(pairs, "clip_l", "t5xxl")
+        )
     if not pairs.has_text:
         _warn_of_idle(args, "prompt_folder", why="this cache has no text: prompts are encoded with the captions")
     encoder = _prompt_encoder(args, device, dtype)
@@ -83,7 +87,16 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
         encode=None if pairs.has_text else encoder.complete,
         networks=() if pairs.has_text else encoder.networks,
         text_precision=encoder.precision,
+        encoders=_made_by(pairs) | _fingerprints(frozen_paths(args, "clip_l", "t5xxl")),
     )
+
+
+def _made_by(pairs: CachedPairs, *text: str) -> dict[str, str]:
+    return {name: pairs.meta[name] for name in ("ae", *text) if pairs.meta[name] != UNKNOWN}
+
+
+def _fingerprints(paths: Mapping[str, Path]) -> dict[str, str]:
+    return {name: fingerprint(path) for name, path in paths.items()}
 
 
 def _warn_of_idle(args: TrainingArgs, *names: str, why: str) -> None:
@@ -136,6 +149,7 @@ def _open_pictures(args: TrainingArgs, device: torch.device, dtype: torch.dtype)
         encode=PairEncoder(latents=latents, prompts=prompt_encoder).encode,
         networks=(autoencoder, *prompt_encoder.networks),
         text_precision=prompt_encoder.precision,
+        encoders=_fingerprints(paths),
     )
 
 

@@ -58,12 +58,14 @@ def make_recipe(
     base: str | None,
     encodes_text: bool = False,
     text_precision: torch.dtype | None = None,
+    encoders: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What must be the same when a run is resumed, by the name of the flag that decides it.
 
     With `encodes_text` the flags of the text encoders count too; otherwise the cache has been compared with them. Of
     the device they are on only the precision that comes with it counts, as of `--device`: bfloat16 and float32 move the
-    weights apart, where the same numbers are added up in another order moves last bits.
+    weights apart, where the same numbers are added up in another order moves last bits. `encoders` are fingerprints of
+    what made, or makes, latents and text features.
     """
     deciding = {item.name for group in (DataArgs, RecipeArgs) for item in fields(group)} - _FREE
     deciding |= {"base_precision", "shard_model", "shard_optimizer"}
@@ -77,6 +79,7 @@ def make_recipe(
         "mixed_precision": precision,
         "pretrained_model_name_or_path": f"(fingerprint {base})",
     }
+    recipe |= {name: f"(fingerprint {value})" for name, value in (encoders or {}).items()}
     if text_precision is not None:
         recipe["text_encoder_device"] = f"(text encoded in {text_precision})".replace("torch.", "")
     return recipe if args.lr_scheduler in _ENDLESS_SCHEDULES else recipe | {"max_train_steps": total}

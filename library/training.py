@@ -5,7 +5,7 @@ A step is a pure function of the weights and (seed, step): `optimize` reads as t
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +69,12 @@ class Trainer:
         encode: Callable[[RawBatch], Batch] | None = None,
         networks: Sequence[nn.Module] = (),
         text_precision: torch.dtype | None = None,
+        encoders: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare a run; `encode` makes batches of what isn't cached, by `networks`; text ran in `text_precision`."""
+        """Prepare a run; `encode` makes batches of what isn't cached, by `networks`; text ran in `text_precision`.
+
+        `encoders` are fingerprints by flag, which must be the same when a run is resumed.
+        """
         self.args = args
         self.accelerator = accelerator
         self.pairs = pairs
@@ -148,6 +152,7 @@ class Trainer:
                 base=settings.base,
                 encodes_text=encode is not None,
                 text_precision=text_precision,
+                encoders=encoders,
             ),
             weights_to_show=self.weights_to_show,
         )

@@ -170,7 +170,7 @@ def load_state(path: Path, progress: Progress, *, recipe: Mapping[str, Any]) -> 
     changed = [
         f"--{key} {made_with.get(key)} (now {value})"
         for key, value in now.items()
-        if made_with.get(key) != value and (key in made_with or value)  # what a state doesn't know was off then
+        if made_with.get(key) != value and (key in made_with or _is_on(value))  # what a state doesn't know was off then
     ]
     if changed:
         raise UserError(f"--resume {path}: made with {', '.join(changed)}; use the same to go on")
@@ -183,6 +183,11 @@ def load_state(path: Path, progress: Progress, *, recipe: Mapping[str, Any]) -> 
     if progress.scaler is not None and "scaler" in state:
         progress.scaler.load_state_dict(state["scaler"])
     return int(state["step"])
+
+
+def _is_on(value: Any) -> bool:
+    """Whether a flag's value asks for something; what is in brackets is no value but a fact about one."""
+    return bool(value) and not str(value).startswith("(")
 
 
 @torch.no_grad()

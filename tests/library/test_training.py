@@ -246,6 +246,7 @@ def test_flags_of_text_encoders_that_run_must_stay():
         "clip_activation": "gelu",
         "t5xxl_max_token_length": None,
     }
+    assert make_recipe(args, **facts, encoders={"ae": "12ab"}) == plain | {"ae": "(fingerprint 12ab)"}
     assert make_recipe(args, **facts, text_precision=torch.bfloat16) == plain | {
         "text_encoder_device": "(text encoded in bfloat16)"
     }
