@@ -15,7 +15,14 @@ from library.flux.autoencoder import Autoencoder
 from library.flux.latents import PATCH, PIXELS_PER_TOKEN, image_ids, pack, unpack
 from library.flux.schedule import timestep_schedule
 from library.flux.text import EMPTY_PROMPT, TextEncoders, TextFeatures, load_text_encoders
-from library.flux.weights import load_autoencoder, open_flux, read_flux_config, variant_of
+from library.flux.weights import (
+    load_autoencoder,
+    open_autoencoder,
+    open_flux,
+    read_autoencoder_config,
+    read_flux_config,
+    variant_of,
+)
 from library.jointdit.addons import load_jointdit, read_settings
 from library.jointdit.model import JointDiT
 from library.memory import clamp_swap, place
@@ -63,6 +70,7 @@ class Pipeline:
         self.kernel = KERNELS[attention]
         self.config = read_flux_config(*open_flux(paths.pretrained_model_name_or_path))
         self.variant = variant_of(self.config, path=paths.pretrained_model_name_or_path)
+        read_autoencoder_config(*open_autoencoder(paths.ae))  # it comes last: a wrong file shall not cost the sampling
         self.settings = read_settings(paths.jointdit_addons_path)
         self.depth_transform = self.settings.depth_transform
         self._text_encoders: TextEncoders | None = None

@@ -115,16 +115,20 @@ def load_autoencoder(
     Raises:
         UserError: naming the flag, the file and the first names, if a tensor is missing, unknown or of a wrong size.
     """
+    checkpoint, sources = open_autoencoder(path)
+    config = read_autoencoder_config(checkpoint, sources)
+    return fill(lambda: Autoencoder(config), checkpoint, sources, dtype=dtype, device=device)
+
+
+def open_autoencoder(path: str | Path) -> tuple[Checkpoint, Mapping[str, Source]]:
+    """Find an autoencoder's tensors, whatever its format: the checkpoint, and what each of our tensors is made of."""
     path = _inner_folder(Path(path), "vae")
     checkpoint = open_checkpoint(
         path, flag=AUTOENCODER_FLAG, model_types=("flux-ae", "AutoencoderKL"), translate=autoencoder_config
     )
     if "decoder.mid_block.attentions.0.to_q.weight" in checkpoint.shapes:
-        sources = autoencoder_sources(checkpoint)
-    else:
-        sources = {name: name for name in checkpoint.shapes}
-    config = read_autoencoder_config(checkpoint, sources)
-    return fill(lambda: Autoencoder(config), checkpoint, sources, dtype=dtype, device=device)
+        return checkpoint, autoencoder_sources(checkpoint)
+    return checkpoint, {name: name for name in checkpoint.shapes}
 
 
 def read_autoencoder_config(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> AutoencoderConfig:

@@ -164,3 +164,8 @@ def test_a_gpu_gives_the_cpus_picture_with_and_without_block_swap(pipeline: Pipe
     torch.testing.assert_close(result.rgb_3hw, expected.rgb_3hw, atol=2e-3, rtol=0)
     (again,) = on_gpu.run("joint_generation", prompt="another ball", steps=4, size=SIZE)
     assert not torch.equal(again.rgb_3hw, result.rgb_3hw)
+
+
+def test_a_wrong_autoencoder_is_found_before_the_sampling(pipeline: Pipeline) -> None:
+    with pytest.raises(UserError, match=r"^--ae .*clip_l\.safetensors: no tensor encoder\.conv_in\.weight"):
+        Pipeline(replace(pipeline.paths, ae=pipeline.paths.clip_l))
