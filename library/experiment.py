@@ -48,6 +48,7 @@ def open_experiment(folder: Path, *, resume: bool, main_process: bool = True) ->
                 f"--exp_name {folder.name}: {folder} has {states[-1][1].name} of an earlier run; give --resume latest "
                 "to go on with it, or choose another name"
             )
+        remove_left_overs(folder)
         # Those of steps may be from a run that was killed before its first state: --resume begins that one anew.
         addons = [file.name for file in folder.glob("*.safetensors") if not (resume and STEP_ADDONS in file.name)]
         if addons and not states:
@@ -55,7 +56,6 @@ def open_experiment(folder: Path, *, resume: bool, main_process: bool = True) ->
                 f"--exp_name {folder.name}: {folder} has {max(addons)} of an earlier run, and no state to go on from; "
                 "choose another name, or move that folder away"
             )
-        remove_left_overs(folder)
         try:
             yield
         finally:

@@ -139,6 +139,7 @@ def test_left_overs_of_killed_runs_are_removed(tmp_path):
     (tmp_path / "sample" / "steps_0").mkdir(parents=True)
     (tmp_path / "sample" / "steps_0" / ".prompt_00001.77.tmp.png").write_text("half")
     (tmp_path / ".tmpOIpDVV").write_text("half an add-ons file, as safetensors names it")
+    (tmp_path / ".jointdit_addons.88.tmp.safetensors").write_text("half")
     (tmp_path / ".mine").write_text("kept")
     with open_experiment(tmp_path, resume=False):
         assert {path.name for path in tmp_path.rglob(".*")} == {LOCK, ".mine"}
