@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class TrainingLog:
         """Close bar and file."""
         self.bar.close()
         if self.active:
-            self.file.close()
+            with suppress(OSError):  # of a line that couldn't be written, which has been told
+                self.file.close()
 
 
 def _forget_after(path: Path, step: int) -> None:

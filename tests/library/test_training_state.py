@@ -203,3 +203,12 @@ def test_log_forgets_what_is_done_again(tmp_path):
             log.step(3, loss=1.0, lr=0.1)
         log.close()
     assert [line.split(",")[0] for line in path.read_text().splitlines()] == [f'{{"step": {n}' for n in (1, 2, 3, 4)]
+
+
+def test_a_log_on_a_full_disk_is_one_line(tmp_path):
+    log = TrainingLog(tmp_path / "log.jsonl", start=0, total=2, samples_per_step=1, accelerator=Accelerator(cpu=True))
+    log.file.close()
+    log.file = open("/dev/full", "a")  # noqa: SIM115 - the log closes it
+    with pytest.raises(UserError, match=r"log.jsonl can't be written \(No space left on device\)"):
+        log.step(1, loss=1.0, lr=0.1)
+    log.close()
