@@ -3,7 +3,7 @@
 #
 #   bash scripts/train.sh your_image_folder [more flags of train.py]
 #
-# Prepare the folder first (README, "Train on your own data"); without step 2 leave --is_latent_training away.
+# Prepare the folder first (README, "Train on your own data"); without step 2 add --no_is_latent_training.
 # Stop with Ctrl-C: a state is saved, and the same command with `--resume latest` goes on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
