@@ -1,32 +1,46 @@
 """Repeat the paper's ablation on the embedded model: python scripts/ablation.py --image_folder F --output FOLDER.
 
 Every arm is trained from the same base on the same data for as many steps, once for each seed, and measured on the same
-held-out scenes. Writes ablation.json and ablation.md into --output, anew after every run. Started again, it skips what
-has its figures and goes on with what was interrupted. The arms stand in library/evaluation/ablation.py.
+held-out scenes with the same noise. What all runs share is made once: the cache (dataset/preprocess_step2.py), the
+prompts, the scenes, the judge's look at true pictures. Writes ablation.json and ablation.md into --output, anew after
+every run. Started again, it skips what has its figures and goes on with what was interrupted. The arms stand in
+library/evaluation/ablation.py.
 """
 
 import json
+import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from dataset.cache import fingerprint
+from dataset.evaluation_scenes import color_finder, held_out_scenes, shape_finder, training_statistics
 from dataset.layout import Layout
 from dataset.synthetic import GENERATOR_VERSION
 from library.args import Flags, flag, flag_values, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.evaluation.ablation import ARMS, Arm, report, summary
+from library.evaluation.embedded import Setting, measure, measure_set
+from library.evaluation.generation import load_batched_model
+from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addons
+from library.evaluation.progress import Progress
 from library.files import write_json, write_text
-from library.weight_paths import EMBEDDED, embedded_files
+from library.weight_paths import EMBEDDED, embedded_files, find_addons
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDONS = "jointdit_addons"
-MEASURES = ("set", "depth", "depth_to_image", "joint")
+MEASURES = ("depth", "depth_to_image", "joint")
+FROZEN = ("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae")
+# Tensors are freed and made anew at every step: without this the system hands out zeroed pages each time (5 % slower).
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
 # The recipe of scripts/train_tiny.sh's joint stage; --train_flags overrides it.
 RECIPE = {
     "train_batch_size": "16",
@@ -45,9 +59,9 @@ RECIPE = {
 # Flags of train.py that this command decides.
 OWN = {"output_dir", "exp_name", "output_name", "max_train_steps", "max_train_epochs", "seed", "weighting", "resume",
        "save_state", "save_last_n", "save_last_n_addons", "unbalanced_sampling", "no_unbalanced_sampling",
-       "image_folder"}  # fmt: skip
+       "image_folder", "prompt_folder"}  # fmt: skip
 # What must be the same when results are added to a folder; arms and seeds may be added.
-FIXED = ("image_folder", "base", "steps", "scenes", "sampling_steps", "depth_steps", "train_flags")
+FIXED = ("image_folder", "base", "steps", "scenes", "sampling_steps", "depth_steps", "precision", "train_flags")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +78,15 @@ class AblationArgs(Flags):
     arms: tuple[str, ...] = flag(tuple(ARMS), help="arms to train and measure", choices=tuple(ARMS))
     seeds: int = flag(3, help="runs of each arm, with the seeds 1, 2, ...", minimum=1)
     steps: int = flag(1000, help="optimizer steps of each run", minimum=1)
-    scenes: int = flag(256, help="held-out scenes to measure on", minimum=2)
-    sampling_steps: int = flag(12, help="steps of joint generation and depth to image when measuring", minimum=1)
-    depth_steps: int = flag(8, help="steps of depth estimation when measuring", minimum=1)
+    scenes: int = flag(64, help="held-out scenes to measure on", minimum=2)
+    sampling_steps: int = flag(8, help="steps of joint generation and depth to image when measuring", minimum=1)
+    depth_steps: int = flag(4, help="steps of depth estimation when measuring", minimum=1)
+    judge: Path | None = flag(
+        None,
+        help="add-ons that estimate the depth of all generated pictures, whatever arm made them (otherwise --base's)",
+        metavar="PATH",
+    )
+    precision: str = flag("bf16", help="precision of the models when measuring", choices=PRECISIONS)
     train_flags: tuple[str, ...] = flag(
         (), help="flags of train.py to change in every run: NAME=VALUE, or NAME of a switch", metavar="NAME=VALUE"
     )
@@ -87,6 +107,11 @@ class AblationArgs(Flags):
         """Kind of device."""
         return self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
+    def judge_paths(self) -> dict[str, Path]:
+        """Return the files of the frozen parts and of the judge's add-ons, by flag."""
+        frozen = embedded_files(FROZEN, folder=self.base)
+        return frozen | {"jointdit_addons_path": find_addons(self.judge or self.base)}
+
 
 def main() -> None:
     """Read the flags, run every arm that has no figures yet, write the tables."""
@@ -99,6 +124,7 @@ def main() -> None:
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run in progress is told to stop
     check_settings(args)
+    measuring = Measuring(args, threads=threads)
     results: dict[str, dict[int, dict[str, float]]] = {}
     for seed in range(1, args.seeds + 1):  # seed by seed: an interrupted ablation compares what it has
         for name in args.arms:
@@ -106,7 +132,7 @@ def main() -> None:
             if not figures.exists():
                 say(f"== {ARMS[name].label}, seed {seed}")
                 addons = train(args, name, seed, threads=threads)
-                evaluate(args, addons, figures, threads=threads)
+                write_json(figures, measuring.figures(addons))
             results.setdefault(name, {})[seed] = json.loads(figures.read_text(encoding="utf-8"))
             write_results(args, results)
     say(f"{args.output / 'ablation.md'}")
@@ -116,7 +142,8 @@ def check_settings(args: AblationArgs) -> None:
     """Note what all runs share, and refuse a folder whose runs were made otherwise."""
     path = args.output / "settings.json"
     now = {name: value for name, value in flag_values(args).items() if name in FIXED}
-    now["generator_version"] = GENERATOR_VERSION
+    weights = {name: fingerprint(file) for name, file in args.judge_paths().items()}
+    now |= {"generator_version": GENERATOR_VERSION, "recipe": RECIPE, "weights": weights}
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in now if now[name] != before.get(name)]
@@ -126,22 +153,78 @@ def check_settings(args: AblationArgs) -> None:
     write_json(path, now)
 
 
+class Measuring:
+    """Scenes, judge and finders, made when the first arm is measured and kept for all others."""
+
+    def __init__(self, args: AblationArgs, *, threads: int) -> None:
+        self.args = args
+        self.threads = threads
+        self.paths = args.judge_paths()
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The model that looks at generated pictures."""
+        model = load_batched_model(self.paths, progress=Progress(total=1), device=self.args.kind)
+        return Judge(model=model, steps=self.args.depth_steps, precision=self.args.precision)
+
+    @cached_property
+    def setting(self) -> Setting:
+        """All that is the same for every arm; the model is the judge's own until an arm takes its place."""
+        size, progress = self.judge.model.size, self.judge.model.progress
+        pca, mean_map_hw = training_statistics(min(2000, 16 * self.args.scenes), size=size, progress=progress)
+        return Setting(
+            scenes=held_out_scenes(self.args.scenes, size=size, mean_map_hw=mean_map_hw, progress=progress),
+            model=JudgedModel(model=self.judge.model, judge=self.judge),
+            colors=color_finder(),
+            shapes=shape_finder(),
+            pca=pca,
+            progress=progress,
+            steps=self.args.sampling_steps,
+            depth_steps=self.args.depth_steps,
+        )
+
+    @cached_property
+    def baselines(self) -> dict[str, float]:
+        """Figures of the scenes themselves."""
+        return measure_set(self.setting)
+
+    def figures(self, addons: Path) -> dict[str, float | str]:
+        """Measure one arm's add-ons."""
+        model = JudgedModel(model=with_addons(self.judge.model, self.paths, addons), judge=self.judge)
+        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {self.threads} thread(s)"
+        return {"machine": machine, **self.baselines, **measure(replace(self.setting, model=model), MEASURES)}
+
+
 def train(args: AblationArgs, name: str, seed: int, *, threads: int) -> Path:
     """Train one arm, or go on with it, and return its add-ons file."""
     run = args.output / "runs" / f"{name}_seed{seed}"
     addons = run / f"{ADDONS}.safetensors"
     if not addons.exists():
+        if cached(args) and not (args.output / "prompts" / "empty_prompts").exists():
+            call(*prompts_command(args))
         call(*train_command(args, ARMS[name], run=run, seed=seed, threads=threads))
         if not addons.exists():
             raise UserError(f"--output {args.output}: {run.name} was stopped before its end; start again to go on")
-    for state in run.glob("state_step_*"):
-        shutil.rmtree(state)
+    for left in (*run.glob("state_step_*"), *run.glob(f"{ADDONS}_step_*")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     return addons
+
+
+def cached(args: AblationArgs) -> bool:
+    """Whether the training scenes are encoded already."""
+    return Layout(args.image_folder).cache_meta.exists()
+
+
+def prompts_command(args: AblationArgs) -> list[str]:
+    """Return the command line that encodes the empty prompt, so that no run has to load the text encoders."""
+    frozen = embedded_files(("clip_l", "t5xxl"), folder=args.base)
+    words = [word for name, path in frozen.items() for word in (f"--{name}", str(path))]
+    return ["dataset/preprocess_step3.py", *words, "--output_folder", str(args.output / "prompts")]
 
 
 def train_command(args: AblationArgs, arm: Arm, *, run: Path, seed: int, threads: int) -> list[str]:
     """Return the command line that trains an arm."""
-    frozen = embedded_files(("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae"), folder=args.base)
+    frozen = embedded_files(FROZEN, folder=args.base)
     values = {
         **RECIPE,
         "lr_warmup_steps": str(min(100, args.steps // 10)),
@@ -149,7 +232,7 @@ def train_command(args: AblationArgs, arm: Arm, *, run: Path, seed: int, threads
         "device": args.kind,
         "num_threads": str(threads),
     }
-    switches = ["is_latent_training"] if Layout(args.image_folder).cache_meta.exists() else []
+    switches = ["is_latent_training"] if cached(args) else []
     for text in args.train_flags:
         name, equals, value = text.partition("=")
         values.pop(name, None)
@@ -169,6 +252,7 @@ def train_command(args: AblationArgs, arm: Arm, *, run: Path, seed: int, threads
         "save_last_n": 1,
         "save_last_n_addons": 1,
         "resume": "latest",
+        **({"prompt_folder": args.output / "prompts"} if cached(args) else {}),
     }
     switches += ["save_state", "unbalanced_sampling" if arm.unbalanced else "no_unbalanced_sampling"]
     command = ["train.py"]
@@ -179,19 +263,9 @@ def train_command(args: AblationArgs, arm: Arm, *, run: Path, seed: int, threads
     return command + [f"--{name}" for name in switches]
 
 
-def evaluate(args: AblationArgs, addons: Path, figures: Path, *, threads: int) -> None:
-    """Measure one arm's add-ons into a JSON file."""
-    call(
-        "scripts/evaluate_tiny.py",
-        *("--model_folder", str(args.base), "--jointdit_addons_path", str(addons), "--json", str(figures)),
-        *("--measures", *MEASURES, "--scenes", str(args.scenes), "--device", args.kind),
-        *("--steps", str(args.sampling_steps), "--depth_steps", str(args.depth_steps), "--num_threads", str(threads)),
-    )
-
-
 def call(script: str, *arguments: str) -> None:
     """Run one of this project's commands to its end, telling it to stop where this one is."""
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments])
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments], env=MALLOC | os.environ)
     try:
         status = process.wait()
     except KeyboardInterrupt:
@@ -208,9 +282,11 @@ def write_results(args: AblationArgs, results: dict[str, dict[int, dict[str, flo
     facts = (
         f"Each run: {args.steps} steps from the same base ({args.base.name}), trained on {args.image_folder.name}; "
         f"{' '.join(args.train_flags) or 'the recipe of scripts/ablation.py'}. Measured on {args.scenes} held-out "
-        f"scenes of generator version {GENERATOR_VERSION}, {args.sampling_steps} steps ({args.depth_steps} for depth), "
-        f"on {args.kind}, {first['machine']}. Mean ± standard deviation over seeds. Depth of generated pictures is "
-        "estimated by the same arm's model, so that an arm that is bad at depth is bad there too. An arm has learned "
+        f"scenes of generator version {GENERATOR_VERSION} with the same noise, {args.sampling_steps} steps "
+        f"({args.depth_steps} for depth), precision {args.precision}, on {args.kind}, {first['machine']}. Mean ± "
+        "standard deviation over seeds. Depth of generated pictures is estimated by one judge for all arms "
+        f"({'--judge' if args.judge else 'the add-ons beside the base'}); true pictures with their true depth score "
+        f"{first['joint_absrel_true_pairs']:.4f} before it in joint generation's AbsRel. An arm has learned "
         f"depth where its AbsRel is below {first['depth_absrel_mean_map']:.4f}, that of the training scenes' mean map "
         f"(a constant map's is {first['depth_absrel_constant']:.4f})."
     )

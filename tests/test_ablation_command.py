@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_model import tiny_model
 
 from dataset.layout import Layout
 from library.args import parse
@@ -50,6 +52,7 @@ def test_runs_can_be_resumed_and_use_the_cache_where_there_is_one(tmp_path):
     meta.parent.mkdir(parents=True)
     meta.touch()
     assert trained_with(args).is_latent_training
+    assert trained_with(args).prompt_folder == args.output / "prompts"  # encoded once for all runs
 
 
 def test_train_flags_win_over_the_recipe(tmp_path):
@@ -70,6 +73,16 @@ def test_a_folder_of_other_runs_is_refused(tmp_path):
     check_settings(arguments(tmp_path, steps=3, seeds=7, arms=("both",)))  # more runs of the same kind are welcome
     with pytest.raises(UserError, match="holds runs made with steps 3, now 4"):
         check_settings(arguments(tmp_path, steps=4))
+
+
+def test_a_folder_of_runs_on_other_weights_is_refused(tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model()["ae"].parent, base)
+    check_settings(arguments(tmp_path, base=base))
+    with (base / "jointdit_addons.safetensors").open("ab") as file:
+        file.write(b"another judge")
+    with pytest.raises(UserError, match="holds runs made with weights"):
+        check_settings(arguments(tmp_path, base=base))
 
 
 def run(*command):
@@ -98,7 +111,10 @@ def test_a_rehearsal_with_two_arms(tmp_path):
     assert {each["outcome"] for each in told["claims"]} == {"not decided"}
     assert 0 < told["arms"]["both"]["mean"]["depth_absrel"] < 2
     assert "Both techniques do better than neither" in (out / "ablation.md").read_text()
-    assert not list(out.glob("runs/*/state_step_*"))
+    assert not list(out.glob("runs/*/*_step_*"))
+    figures = {path.stem: json.loads(path.read_text()) for path in out.glob("figures/*")}
+    assert len({told["joint_absrel_true_pairs"] for told in figures.values()}) == 1  # the same judge
+    assert len({told["depth_absrel"] for told in figures.values()}) == 2
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("figures/*")}
     assert len(before) == 2
