@@ -42,24 +42,29 @@ def open_experiment(folder: Path, *, resume: bool, main_process: bool = True) ->
                 f"--exp_name {folder.name}: another run is training in {folder}; wait for its end, or choose another "
                 "name"
             ) from None
-        states = list_states(folder)
-        if states and not resume:
-            raise UserError(
-                f"--exp_name {folder.name}: {folder} has {states[-1][1].name} of an earlier run; give --resume latest "
-                "to go on with it, or choose another name"
-            )
-        remove_left_overs(folder)
-        # Those of steps may be from a run that was killed before its first state: --resume begins that one anew.
-        addons = [file.name for file in folder.glob("*.safetensors") if not (resume and STEP_ADDONS in file.name)]
-        if addons and not states:
-            raise UserError(
-                f"--exp_name {folder.name}: {folder} has {max(addons)} of an earlier run, and no state to go on from; "
-                "choose another name, or move that folder away"
-            )
         try:
+            refuse_earlier_runs(folder, resume=resume)
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def refuse_earlier_runs(folder: Path, *, resume: bool) -> None:
+    """Clean a folder up, and refuse one whose states or add-ons a run would mix with its own."""
+    remove_left_overs(folder)
+    states = list_states(folder)
+    if states and not resume:
+        raise UserError(
+            f"--exp_name {folder.name}: {folder} has {states[-1][1].name} of an earlier run; give --resume latest "
+            "to go on with it, or choose another name"
+        )
+    # Those of steps may be from a run that was killed before its first state: --resume begins that one anew.
+    addons = [file.name for file in folder.glob("*.safetensors") if not (resume and STEP_ADDONS in file.name)]
+    if addons and not states:
+        raise UserError(
+            f"--exp_name {folder.name}: {folder} has {max(addons)} of an earlier run, and no state to go on from; "
+            "choose another name, or move that folder away"
+        )
 
 
 def remove_left_overs(folder: Path) -> None:

@@ -130,7 +130,7 @@ def test_addons_of_an_earlier_run_are_not_mixed_with_new_ones(folder):
         run(folder, "made", "--max_train_steps", "1")
     with pytest.raises(UserError, match="--exp_name made: .* has jointdit_addons.safetensors of an earlier run, and"):
         run(folder, "made", "--max_train_steps", "3", "--resume", "latest")
-    assert len(lines(folder / "experiments" / "made")) == 2
+    assert len(lines(folder / "experiments" / "made")) == 2 and not (folder / "experiments" / "made" / LOCK).exists()
 
 
 def test_left_overs_of_killed_runs_are_removed(tmp_path):
