@@ -52,6 +52,8 @@ def make_accelerator(args: TrainingArgs) -> Accelerator:
             f"--device {args.device}: accelerate's configuration computes on {accelerator.device.type}; change it, or "
             "leave the flag away"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("--mixed_precision fp16: computing on a CPU, where only bf16 and no are done; give one of them")
     asked = processes_asked_for()
     if accelerator.num_processes < asked:
         raise UserError(

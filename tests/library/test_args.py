@@ -153,5 +153,6 @@ def test_precision_rules() -> None:
     assert released.torch_dtype(cuda) is torch.bfloat16 and released.torch_dtype(cpu) is torch.float32
     assert Sample(device="cpu", full_bf16=True).torch_dtype(cpu) is torch.bfloat16
     assert Sample(mixed_precision="fp16").torch_dtype(cuda) is torch.float16
+    assert Sample(mixed_precision="fp16", device="cpu").torch_dtype(cpu) is torch.float32
     assert Sample().torch_dtype(cuda) is torch.float32
     assert Sample(device="cpu").torch_device() == cpu

@@ -233,6 +233,20 @@ def test_a_launcher_that_computes_elsewhere_is_named(monkeypatch):
         AcceleratorState._reset_state(True)
 
 
+@pytest.mark.parametrize("launched", [False, True])
+def test_fp16_on_a_cpu_is_refused(monkeypatch, launched):
+    given = [] if launched else ["--mixed_precision", "fp16"]
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    args = parse(["--image_folder", "x", "--max_train_steps", "1", "--device", "cpu", *given], TrainingArgs)
+    AcceleratorState._reset_state(True)
+    try:
+        with pytest.raises(UserError, match="--mixed_precision fp16: computing on a CPU, where only bf16 and no are"):
+            make_accelerator(args)
+    finally:
+        AcceleratorState._reset_state(True)
+
+
 def test_resuming_with_another_batch_size_is_refused(folder, uninterrupted):
     with pytest.raises(UserError, match=r"made with .*--train_batch_size 2 \(now 1\), .*; use the same to go on"):
         run(folder, "uninterrupted", "--max_train_steps", "9", "--resume", "latest")
