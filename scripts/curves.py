@@ -64,7 +64,7 @@ TASKS: dict[str, Task] = {
         keys=("joint_absrel", "joint_ratio", "color_words", "shape_words", "feature_distance_ratio"),
     ),
 }
-NOT_DRAWN = {"feature_distance_ratio"}  # on a scale of its own
+NOT_DRAWN = {"feature_distance_ratio", "depth_delta1"}  # on scales of their own: in the tables alone
 OVER = {"steps": "sampling steps", "guidance": "guidance", "pairs": "training pairs"}  # what is varied, in words
 
 

@@ -57,8 +57,13 @@ def _draw_one(plot: Plot) -> Image.Image:
     for y in ticks:
         pen.line([place(xs[0], y), place(xs[-1], y)], fill=GRID, width=SCALE)
         pen.text((SCALE * (LEFT - 6), place(xs[0], y)[1]), f"{y:g}", fill=INK, font=font, anchor="rm")
+    free = 0.0  # where the next label may begin
     for x in xs:
-        pen.text((place(x, 0)[0], SCALE * (HEIGHT - BOTTOM + 6)), f"{x:g}", fill=INK, font=font, anchor="mt")
+        text, half = f"{x:g}", pen.textlength(f"{x:g}", font=font) / 2
+        middle = min(place(x, ticks[0])[0], SCALE * WIDTH - half - SCALE)
+        if middle - half >= free:
+            pen.text((middle, SCALE * (HEIGHT - BOTTOM + 6)), text, fill=INK, font=font, anchor="mt")
+            free = middle + half + 6 * SCALE
     pen.text((SCALE * WIDTH / 2, SCALE * (HEIGHT - 6)), plot.x_label, fill=INK, font=font, anchor="mb")
     pen.text((SCALE * LEFT, SCALE * 4), plot.title, fill=INK, font=font, anchor="lt")
     at = float(SCALE * LEFT)

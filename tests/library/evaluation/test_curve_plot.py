@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from library.evaluation.curve_plot import COLORS, HEIGHT, WIDTH, Plot, draw, nice_ticks
+from library.evaluation.curve_plot import BOTTOM, COLORS, HEIGHT, WIDTH, Plot, draw, nice_ticks
 
 
 def plot(**changes):
@@ -43,3 +43,13 @@ def test_a_single_point_can_be_drawn_and_none_is_refused():
     assert len(columns_of(draw([plot(curves={"absrel": [(4, 0.2)]})]), COLORS[0])) > 0
     with pytest.raises(ValueError, match="'Depth' has no points"):
         plot(curves={"absrel": []})
+
+
+def test_labels_of_the_horizontal_axis_neither_meet_nor_leave_the_picture():
+    def rows_of_labels(*xs):
+        picture = np.asarray(draw([plot(curves={"absrel": [(x, 0.5) for x in xs]}, log=False)]).convert("L"))
+        return picture[HEIGHT - BOTTOM + 4 : HEIGHT - BOTTOM + 20] < 128
+
+    far_apart = rows_of_labels(512, 110_400)
+    assert np.array_equal(rows_of_labels(512, 640, 110_400), far_apart)  # 640 would stand on 512
+    assert far_apart[:, WIDTH // 2 :].any() and not far_apart[:, -1].any()
