@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a polite request to stop at the next safe point."""
+"""SIGTERM, SIGINT and a closed terminal as a polite request to stop at the next safe point."""
 
 import os
 import signal
@@ -33,14 +33,20 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(request: StopRequest) -> Iterator[None]:
-    """Within the block the first SIGTERM or SIGINT only sets the request; a second one acts as usual."""
+    """Within the block the first SIGTERM, SIGINT or SIGHUP only sets the request; a second one acts as usual.
+
+    But for SIGHUP: a terminal that closes sends it twice, by its shell and by itself; and where it is ignored (`nohup`)
+    it stays so.
+    """
     before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = number
-        signal.signal(number, before[number])
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else before[number])
 
-    for caught in (signal.SIGTERM, signal.SIGINT):
+    for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if caught == signal.SIGHUP and signal.getsignal(caught) is signal.SIG_IGN:
+            continue
         before[caught] = signal.getsignal(caught)
         signal.signal(caught, note)
     try:

@@ -1,5 +1,6 @@
 """Training that is killed or stopped at any instant goes on with `--resume latest` as if nothing had happened."""
 
+import os
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from small_training import flags as plain_flags
 from training_processes import TrainingRun
 
 from library.experiment import LOCK
+from library.interruption import StopRequest, stop_requests
 
 STEPS = 12
 
@@ -140,6 +142,42 @@ def test_two_runs_in_one_folder_are_refused(folder, whole):
     assert second.wait() == [2] and "--exp_name both: another run is training in" in second.said()
     assert first.wait() == [0], first.said()
     assert result(folder, "both") == result(folder, "whole")
+
+
+@pytest.fixture
+def hangup():
+    before = signal.getsignal(signal.SIGHUP)
+    yield signal.SIGHUP
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_hang_ups_only_ask_and_ignored_ones_do_not(hangup):
+    request = StopRequest()
+    with stop_requests(request):
+        assert not request
+        signal.raise_signal(hangup)
+        signal.raise_signal(hangup)
+    assert str(request) == "SIGHUP" and signal.getsignal(hangup) is signal.SIG_DFL
+    signal.signal(hangup, signal.SIG_IGN)  # as nohup leaves it
+    request = StopRequest()
+    with stop_requests(request):
+        signal.raise_signal(hangup)
+    assert not request and signal.getsignal(hangup) is signal.SIG_IGN
+
+
+@pytest.mark.slow
+def test_closing_the_terminal_saves_a_state(folder):
+    more = ("--max_train_steps", "100000", "--save_every_n_steps", "100000", "--max_data_loader_n_workers", "0")
+    process, terminal = os.forkpty()
+    if process == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "train.py", *flags(folder, "hung_up", *more)])
+    deadline = time.monotonic() + 60
+    while steps_done(folder, "hung_up") < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert len(list((folder / "experiments" / "hung_up").glob("state_step_*"))) == 1
 
 
 @pytest.mark.slow
