@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 # Of what made a cache: what must be the same in two that are used together. Posterior, seed and precision may differ.
 _LATENT_KEYS = ("ae", "text")
+_SAMPLE_KEYS = ("posterior", "seed", "precision")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +35,7 @@ class TrainingData:
     `encode` makes batches of what the pairs give where pixels, or captions, are still to be encoded; `networks` are
     those it does so by, on whatever device. `text_precision` is that of text encoders which ran, be it once for the
     prompts; None where all text was cached. `encoders` are the fingerprints, by flag, of what makes the batches or made
-    the cache, as far as they are known.
+    the cache, as far as they are known, and the cache's own stamp.
     """
 
     pairs: Pairs
@@ -92,7 +93,9 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
 
 
 def _made_by(pairs: CachedPairs, *text: str) -> dict[str, str]:
-    return {name: pairs.meta[name] for name in ("ae", *text) if pairs.meta[name] != UNKNOWN}
+    known = {name: pairs.meta[name] for name in ("ae", *text) if pairs.meta[name] != UNKNOWN}
+    told = [f"{key} {pairs.meta[key]}" for key in _SAMPLE_KEYS if key in pairs.meta]
+    return known | {"image_folder's cache": ", ".join([pairs.stamp, *told])}
 
 
 def _fingerprints(paths: Mapping[str, Path]) -> dict[str, str]:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # Flags of data and recipe that may change when a run is resumed: none of them moves a weight.
 _FREE = {
-    "image_folder",  # its samples' names count, wherever they lie
+    "image_folder",  # its samples' names and what made its cache count, wherever they lie
     "max_data_loader_n_workers",
     "max_bad_samples",
     "trust_cache",
@@ -65,7 +65,7 @@ def make_recipe(
     With `encodes_text` the flags of the text encoders count too; otherwise the cache has been compared with them. Of
     the device they are on only the precision that comes with it counts, as of `--device`: bfloat16 and float32 move the
     weights apart, where the same numbers are added up in another order moves last bits. `encoders` are fingerprints of
-    what made, or makes, latents and text features.
+    what made, or makes, latents and text features, and of their cache.
     """
     deciding = {item.name for group in (DataArgs, RecipeArgs) for item in fields(group)} - _FREE
     deciding |= {"base_precision", "shard_model", "shard_optimizer"}

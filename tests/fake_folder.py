@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,8 +52,9 @@ def write_cache(
     width: int = 48,
     pooled: int = 32,
     autoencoder: Path | None = None,
+    **made_with: Any,
 ) -> Layout:
-    """Write a cache of random latents (16, side, side) and text features, as if made with `autoencoder`."""
+    """Write a cache of random latents (16, side, side) and text features, as if made with `autoencoder` and so on."""
     layout = Layout(folder)
     layout.cache.mkdir(parents=True, exist_ok=True)
     made_by = {
@@ -65,6 +67,7 @@ def write_cache(
         "text": True,
         "text_mask": False,
         "ae": fingerprint(autoencoder) if autoencoder else "a",
+        **made_with,
     }
     for number, name in enumerate(names):
         generator = torch.Generator().manual_seed(number)

@@ -132,7 +132,7 @@ def test_cached_pairs_need_no_encoders(sizes, caplog):
     data = open_data(sizes, "--text_encoder_device", "cuda:99")
     assert data.encode is None and len(data.pairs.names) == 8 and data.prompts.prompts == ("one", "two")
     assert (data.networks, data.text_precision) == ((), None)
-    assert data.encoders == {"ae": "a", "clip_l": "c", "t5xxl": "t"}
+    assert data.encoders == {"ae": "a", "clip_l": "c", "t5xxl": "t", "image_folder's cache": data.pairs.stamp}
     assert caplog.messages == ["--text_encoder_device has no effect: all text is cached"]
 
 

@@ -62,6 +62,23 @@ def test_addons_and_states_of_another_base_are_refused(folder):
         run(folder, "base", *more, "--resume", "latest")
 
 
+def test_a_cache_made_anew_in_another_way_is_named_wherever_it_lies(folder):
+    def write(name, **made_with):
+        write_cache(folder / name, autoencoder=folder / "ae.safetensors", posterior="sample", **made_with)
+        return ("--image_folder", str(folder / name), "--save_state", "--resume", "latest", "--max_train_steps")
+
+    experiment = run(folder, "cached", *write("first", seed=42), "1")
+    whole = addons(run(folder, "cached_once", "--max_train_steps", "2"))
+    assert addons(run(folder, "cached", *write("moved", seed=42), "2")) == whole
+    with pytest.raises(UserError, match=r"--image_folder's cache \(.*posterior sample, seed 42\) \(now .*seed 7\)\)"):
+        run(folder, "cached", *write("moved", seed=7), "3")
+    for state in experiment.glob("state_step_*/state.json"):  # as states were before caches were told
+        content = json.loads(state.read_text())
+        del content["recipe"]["image_folder's cache"]
+        state.write_text(json.dumps(content))
+    run(folder, "cached", *write("moved", seed=7), "3")
+
+
 def test_an_unusable_folder_is_one_line(folder):
     (folder / "a_file").write_text("")
     with pytest.raises(UserError, match=r"--output_dir .*a_file: .* can't be written \(Not a directory\); there is no"):
