@@ -49,8 +49,8 @@ class AttentionBlock(nn.Module):
     def forward(self, x_BChw: Tensor) -> Tensor:
         """Return the input plus what each position read from all the others."""
         normed = self.norm(x_BChw)
-        # The one head as an axis of its own: the fused kernels want (B, heads, L, C).
-        q, k, v = (layer(normed).flatten(2).mT.unsqueeze(1) for layer in (self.q, self.k, self.v))
+        # The one head as an axis of its own, C contiguous: else no fused kernel takes it, and memory grows with L^2.
+        q, k, v = (layer(normed).flatten(2).mT.contiguous().unsqueeze(1) for layer in (self.q, self.k, self.v))
         read_BLC = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x_BChw + self.proj_out(read_BLC.mT.reshape(x_BChw.shape))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from library.flux.autoencoder import Autoencoder
 from library.flux.variants import VARIANTS, AutoencoderConfig
@@ -53,6 +54,13 @@ def test_the_generators_seed_decides(autoencoder, cases):
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@torch.no_grad()
+def test_attention_takes_memory_by_the_pixels_not_their_square():
+    model = Autoencoder(VARIANTS["tiny"].autoencoder)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # no other: it raises where this kernel doesn't take what it gets
+        assert model.decode(model.encode(torch.zeros(1, 3, 32, 16))).shape == (1, 3, 32, 16)
 
 
 def test_full_size_shapes():
