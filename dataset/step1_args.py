@@ -30,7 +30,9 @@ class PictureArgs(Flags):
     originals: str = flag(
         "move", help="move or copy them to raw_images/, or keep them where they are", choices=ORIGINALS
     )
-    resolution: int = flag(512, help="side in pixels: short side to this, then the centre", minimum=PIXELS_PER_TOKEN)
+    resolution: int = flag(
+        512, help="side in pixels: short side to this, then the centre", minimum=PIXELS_PER_TOKEN, maximum=4096
+    )
     buckets: bool = flag(False, help="keep about the aspect: sizes of about the area of --resolution squared")
     upscale: bool = flag(False, help="enlarge pictures that are too small (otherwise they are named and left out)")
 

@@ -26,6 +26,8 @@ __all__ = [
     "parse",
 ]
 
+MAX_T5_LENGTH = 512  # of any FLUX.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerArgs(Flags):
@@ -72,8 +74,9 @@ class TextEncoderArgs(Flags):
         choices=CLIP_ACTIVATIONS,
     )
     t5xxl_max_token_length: int | None = flag(
-        None, help="T5 tokens per prompt (otherwise the model's own: 512 for dev, 256 for schnell)", minimum=1
-    )
+        None, help="T5 tokens per prompt (otherwise the model's own: 512 for dev, 256 for schnell)", minimum=1,
+        maximum=MAX_T5_LENGTH,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from library.images import read_depth, read_rgb
 from library.inference_args import INPUT_FLAGS, InferenceArgs
 from library.pipeline import GUIDANCE_SCALE, Pipeline
 from library.results import file_hash, name_from, save_result, versions
+from library.sizes import MAX_ASPECT, is_too_thin
 from library.tasks import TASKS
 from library.weight_paths import WeightPaths, weight_paths
 
@@ -81,10 +82,20 @@ def run_inference(args: InferenceArgs) -> Iterator[Path]:
 def read_inputs(args: InferenceArgs) -> dict[str, Tensor]:
     """Read what the task is given, as `Pipeline.run` names it."""
     if args.input_image is not None:
-        return {"image": read_rgb(args.input_image)}
-    if args.input_depth is not None:
-        return {"depth": read_depth(args.input_depth, kind=args.depth_kind)}
-    return {}
+        inputs = {"image": read_rgb(args.input_image)}
+    elif args.input_depth is not None:
+        inputs = {"depth": read_depth(args.input_depth, kind=args.depth_kind)}
+    else:
+        return {}
+    ((name, values),) = inputs.items()
+    height, width = values.shape[-2:]
+    scaled = args.processing_resolution != 0 and (args.processing_resolution or args.output_resolution is None)
+    if scaled and is_too_thin(height, width):
+        raise UserError(
+            f"--input_{name} {args.given_path}: is {width} x {height} pixels, and at most {MAX_ASPECT} times as long "
+            "as wide is scaled to the model's size; cut it, or give --processing_resolution 0 or --output_resolution"
+        )
+    return inputs
 
 
 def _name(args: InferenceArgs) -> str:

@@ -30,14 +30,13 @@ from library.modality import MODALITIES
 from library.quantize import quantize_base
 from library.results import Result
 from library.sampling import Condition, sample
-from library.sizes import crop, pad_to_multiple, processing_size, resize
+from library.sizes import MAX_TOKENS, crop, pad_to_multiple, processing_size, resize
 from library.tasks import TASKS
 from library.weight_paths import WeightPaths
 
 logger = logging.getLogger(__name__)
 
 GUIDANCE_SCALE = 3.5
-MAX_TOKENS = 65536  # of one modality, 4096 x 4096 pixels: more is a slip of the flags, or no memory will do
 
 Size = tuple[int, int]
 

@@ -35,6 +35,15 @@ def resize(x_BChw: Tensor, *, height: int, width: int) -> Tensor:
     return resized.view(*x_BChw.shape[:-2], height, width)
 
 
+MAX_TOKENS = 65536  # of one modality, 4096 x 4096 pixels: more is a slip of the flags, or no memory will do
+MAX_ASPECT = 8  # long side to short side: with its short side as the model wants it, a thinner picture is a huge one
+
+
+def is_too_thin(height: int, width: int) -> bool:
+    """Whether a picture is too thin to be scaled by its short side."""
+    return max(height, width) > MAX_ASPECT * min(height, width)
+
+
 def processing_size(height: int, width: int, *, short_side: int) -> tuple[int, int]:
     """Return (height, width) in the same aspect with the short side at `short_side`; 0 keeps the size."""
     if short_side == 0:

@@ -20,6 +20,7 @@ from library.errors import UserError
 from library.jointdit.attention import WEIGHTINGS
 from library.jointdit.model import LoraRanks
 from library.modality import DEPTH_TRANSFORMS
+from library.sizes import MAX_TOKENS, PIXELS_PER_TOKEN
 from library.timesteps import CLEAN_SHIFT, SAMPLINGS, SHIFT
 from library.trackers import TRACKERS
 
@@ -261,12 +262,10 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
             raise UserError(
                 f"--val_every_n_steps {self.val_every_n_steps}: needs held-out pairs; give --validation_folder"
             )
-        if self.output_resolution is not None and any(side % 16 for side in self.output_resolution):
-            width, height = self.output_resolution
-            raise UserError(f"--output_resolution {width} {height}: each side must be a multiple of 16")
         if self.checkpoint_every > 1 and not self.gradient_checkpointing:
             raise UserError(f"--checkpoint_every {self.checkpoint_every}: needs --gradient_checkpointing; give it too")
         self._check_fused()
+        self._check_preview_size()
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.text_encoder_device or "cpu"):
             raise UserError(
                 f"--text_encoder_device {self.text_encoder_device}: is no device; give cpu, cuda, cuda:1, ... or mps"
@@ -289,6 +288,15 @@ class TrainingArgs(OutputArgs, RecipeArgs, DataArgs, RuntimeArgs, TextEncoderArg
                 f"--max_grad_norm {self.max_grad_norm}: clipping needs all gradients, --fused_backward_pass frees each "
                 "at once; give --max_grad_norm 0"
             )
+
+    def _check_preview_size(self) -> None:
+        if self.output_resolution is None:
+            return
+        width, height = self.output_resolution
+        if any(side % PIXELS_PER_TOKEN for side in (width, height)):
+            raise UserError(f"--output_resolution {width} {height}: each side must be a multiple of 16")
+        if width * height > MAX_TOKENS * PIXELS_PER_TOKEN**2:
+            raise UserError(f"--output_resolution {width} {height}: ask for no more pixels than 4096 x 4096")
 
     def text_encoder_place(self, *, device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
         """Return the text encoders' device and precision: by default those of training, given here.

@@ -118,6 +118,11 @@ def _png(path: Path) -> Path:
     return path
 
 
+def _strip(path: Path) -> Path:
+    Image.new("RGB", (300, 1), "red").save(path)
+    return path
+
+
 def _npy(path: Path, array: np.ndarray) -> Path:
     np.save(path, array.astype(np.float32))
     return path
@@ -171,6 +176,11 @@ MISTAKES = {
         lambda d: [*JOINT, "--output_resolution", 9999, 9999],
         "--processing_resolution, --output_resolution: ",
     ),
+    "too thin": (lambda d: [*ESTIMATE, _strip(d / "a.png")], "--input_image {d}/a.png: is 300 x 1 pixels, and at"),
+    "too many tokens": (
+        lambda d: [*JOINT, "--t5xxl_max_token_length", 99999],
+        "--t5xxl_max_token_length 99999: must be at most 512",
+    ),
     "no xformers for CPUs": (lambda d: [*JOINT, "--xformers", "--device", "cpu"], "--xformers: "),
     "seed twice": (lambda d: [*JOINT, "--seed", 4, 4], "--seed 4 4: 4 is there twice"),
     "seed too big": (lambda d: [*JOINT, "--seed", 2**63], f"--seed {2**63}: must be below 2^63"),
@@ -194,6 +204,12 @@ MISTAKES = {
         "--jointdit_addons_path {t}/jointdit_addons.safetensors: made for another backbone",
     ),
 }
+
+
+def test_a_thin_picture_is_taken_as_it_is_or_at_a_given_size(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = (*ESTIMATE, _strip(inputs / "thin.png"), "--steps", 1, "--output_dir", inputs)
+    for size in (("--processing_resolution", 0), ("--output_resolution", 32, 16)):
+        assert run(monkeypatch, *line, *size) == 0
 
 
 @pytest.mark.parametrize("case", MISTAKES)

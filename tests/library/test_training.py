@@ -212,6 +212,10 @@ def test_released_flags_parse_and_those_without_effect_are_named(caplog):
             ["--max_train_steps", "1", "--timestep_sampling", "sigmoid", "--discrete_flow_shift", "2"],
             "--discrete_flow_shift 2.0: has no effect on --timestep_sampling sigmoid",
         ),
+        (
+            ["--max_train_steps", "1", "--output_resolution", "65536", "512"],
+            "--output_resolution 65536 512: ask for no more pixels than 4096 x 4096",
+        ),
         (["--max_train_steps", "1", "--text_encoder_device", "gpu"], "--text_encoder_device gpu: is no device; give"),
     ],
 )
