@@ -7,6 +7,7 @@ several commands share are base classes of it (no `slots`: two bases with slots 
 import argparse
 import difflib
 import logging
+import math
 import re
 import tomllib
 import types
@@ -83,6 +84,8 @@ def _check_value(item: Field, value: Any) -> None:
         problem = None
         if declared.get("choices") is not None and number not in declared["choices"]:
             problem = f"must be one of {', '.join(map(str, declared['choices']))}"
+        elif isinstance(number, float) and not math.isfinite(number):
+            problem = "must be a finite number"
         elif declared.get("minimum") is not None and not number >= declared["minimum"]:
             problem = f"must be at least {declared['minimum']}"
         elif declared.get("maximum") is not None and not number <= declared["maximum"]:

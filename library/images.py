@@ -131,9 +131,14 @@ def read_depth(path: str | Path, *, kind: str = "disparity", flag: str = "--inpu
         raise UserError(f"{flag} {path}: holds {int(np.isnan(values).sum())} NaN values; fill them first")
     if kind == "depth":
         valid = np.isfinite(values) & (values > 0)
-        values = np.divide(1, values, out=np.zeros_like(values), where=valid)
+        with np.errstate(over="ignore"):
+            values = np.divide(1, values, out=np.zeros_like(values), where=valid)
+        if not np.isfinite(values).all():
+            raise UserError(f"{flag} {path}: holds distances below 1e-38; set them to 0, which is no measurement")
     if not np.isfinite(values).all():
-        raise UserError(f"{flag} {path}: holds infinite disparity; for distances say --depth_kind depth")
+        raise UserError(
+            f"{flag} {path}: holds infinite disparity, or beyond float32; for distances say --depth_kind depth"
+        )
     if values.min() == values.max():
         raise UserError(f"{flag} {path}: has the same value everywhere; give a depth map with near and far")
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
@@ -285,7 +290,8 @@ def _unit_range(array: np.ndarray, *, path: Path, flag: str, bounded: bool = Tru
         if array.dtype == np.int32 and array.size and 0 <= array.min() and array.max() <= 65535:
             largest = 65535  # Pillow gives some 16-bit files as 32-bit integers
         return (array.astype(np.float64) / largest).astype(np.float32)
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        array = array.astype(np.float32)
     if bounded and array.size and not (array.min() >= 0 and array.max() <= 1):
         raise UserError(f"{flag} {path}: is a floating-point picture with values outside 0 to 1; scale it first")
     return array

@@ -87,7 +87,7 @@ class InferenceArgs(OutputArgs, SamplingArgs, TaskArgs):
                 raise UserError(f"--{name}: must be given for --gen_type {task.name}")
             if modality != task.given and path is not None:
                 raise UserError(f"--{name} {path}: --gen_type {task.name} doesn't use it; leave it away")
-        if task.prompt_needed and not self.text_prompt:
+        if task.prompt_needed and not (self.text_prompt or "").strip():
             raise UserError(f"--text_prompt: must be given for --gen_type {task.name}, as a text in quotes")
         if task.given is None and self.condition_noise:
             raise UserError(

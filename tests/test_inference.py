@@ -163,6 +163,7 @@ MISTAKES = {
         "--text_prompt: must be given for --gen_type depth_to",
     ),
     "empty prompt": (lambda d: [*JOINT, "--text_prompt", ""], "--text_prompt: must be given for --gen_type joint_gen"),
+    "blank prompt": (lambda d: [*JOINT, "--text_prompt", " "], "--text_prompt: must be given for --gen_type joint_gen"),
     "no input": (lambda d: ESTIMATE[:2], "--input_image: must be given for --gen_type depth_estimation"),
     "input too many": (
         lambda d: [*JOINT, "--input_image", "a"],

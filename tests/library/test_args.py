@@ -23,6 +23,7 @@ class Sample(ModelArgs):
 
     steps: int | None = flag(None, help="steps", minimum=1)
     rate: float = flag(0.5, help="a share of 100 %", minimum=0, below=1)
+    free: float | None = flag(None, help="a number without ends")
     seed: tuple[int, ...] = flag((0,), help="seeds")
     output_resolution: tuple[int, int] | None = flag(
         None, help="size", metavar=("W", "H"), minimum=1, aliases=("size",)
@@ -56,7 +57,8 @@ def test_types_and_defaults() -> None:
         ("--steps x", "--steps: 'x' is not a whole number"),
         ("--steps 0", "--steps 0: must be at least 1"),
         ("--rate 1", "--rate 1.0: must be below 1"),
-        ("--rate nan", "--rate nan: must be at least 0"),
+        ("--rate nan", "--rate nan: must be a finite number"),
+        ("--free inf", "--free inf: must be a finite number"),
         ("--kind disparty", "--kind disparty: must be one of disparity, depth"),
         ("--size 0 5", "--output_resolution 0: must be at least 1"),
         ("--step 3", "--step: no such flag; did you mean --steps?; --help lists them"),

@@ -98,8 +98,19 @@ def test_npy_of_every_type_is_scaled_by_its_type(tmp_path: Path, dtype: type) ->
 def test_metric_depth_becomes_disparity_and_sky_is_farthest(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", np.array([[2.0, np.inf], [0.5, -1.0]], dtype=np.float32))
     assert read_depth(tmp_path / "d.npy", kind="depth").tolist() == [[0.5, 0], [2, 0]]
-    with pytest.raises(UserError, match="infinite disparity; for distances say --depth_kind depth$"):
+    with pytest.raises(UserError, match="infinite disparity, or beyond float32; for distances say --depth_kind depth"):
         read_depth(tmp_path / "d.npy")
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32_are_one_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", np.array([[1.0, 1e300], [2.0, 4.0]]))
+    with pytest.raises(UserError, match="infinite disparity, or beyond float32"):
+        read_depth(tmp_path / "d.npy")
+    assert read_depth(tmp_path / "d.npy", kind="depth").tolist() == [[1, 0], [0.5, 0.25]]
+    np.save(tmp_path / "d.npy", np.array([[1.0, 1e-39]]))
+    with pytest.raises(UserError, match=r"d\.npy: holds distances below 1e-38; set them to 0"):
+        read_depth(tmp_path / "d.npy", kind="depth")
 
 
 def test_grey_stored_as_colour_is_depth_and_colour_is_not(tmp_path: Path, rgb: torch.Tensor) -> None:
