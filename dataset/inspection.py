@@ -159,6 +159,9 @@ def _note_missing(tally: Tally, layout: Layout, name: str) -> bool:
     return bool(missing)
 
 
+_LARGEST = float(np.finfo(np.float32).max)  # what is larger becomes infinite
+
+
 def _fault_of(layout: Layout, image: Path) -> str:
     """Find out which of a bad sample's files is bad, and how."""
     depthmap = layout.depthmap(image.stem)
@@ -173,7 +176,7 @@ def _fault_of(layout: Layout, image: Path) -> str:
         return "depth"
     if np.isnan(low):
         return "depth_nan"
-    if not np.isfinite(low) or not np.isfinite(high):
+    if not -_LARGEST <= low <= high <= _LARGEST:
         return "depth_infinite"
     if low == high:
         return "depth_constant"

@@ -100,6 +100,10 @@ def infinite_depth(layout: Layout) -> None:
     change_depth(layout, with_corner(np.inf))
 
 
+def huge_depth(layout: Layout) -> None:
+    change_depth(layout, lambda depth_hw: with_corner(1e300)(depth_hw.astype(np.float64)))
+
+
 def constant_depth(layout: Layout) -> None:
     change_depth(layout, np.zeros_like)
 
@@ -175,6 +179,7 @@ PICTURES = [
     (pickled_depth, {"depth": 1}, 1),
     (nan_depth, {"depth_nan": 1}, 1),
     (infinite_depth, {"depth_infinite": 1}, 1),
+    (huge_depth, {"depth_infinite": 1}, 1),
     (constant_depth, {"depth_constant": 1}, 1),
     (colour_depth, {"depth": 1}, 1),
     (other_size, {"pair_sizes": 1}, 9),
