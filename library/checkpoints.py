@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from library.errors import UserError
-from library.experiment import STEP_ADDONS, newest_state, writing
+from library.experiment import STEP_ADDONS, how_to_go_on, newest_state, writing
 from library.flags import flag_values
 from library.jointdit.addons import AddonSettings, save_addons
 from library.jointdit.model import JointDiT
@@ -109,8 +109,12 @@ class Checkpoints:
         self.recipe = recipe
         self.weights_to_show = weights_to_show
 
-    def resume(self) -> int:
-        """Go on from `--resume`, if it is given and there is a state; return the step."""
+    def resume(self, *, total: int) -> int:
+        """Go on from `--resume`, if it is given and there is a state; return the step, of `total`.
+
+        Raises:
+            UserError: no state is whole or of this recipe, the processes see different ones, or it is past the end.
+        """
         if self.args.resume is None:
             return 0
         step = resume_state(self.args.resume, self.progress, experiment=self.folder, recipe=self.recipe)
@@ -119,6 +123,12 @@ class Checkpoints:
             raise UserError(
                 f"--resume {self.args.resume}: the processes found states of steps {steps.tolist()}; "
                 f"--output_dir {self.args.output_dir} must be one folder that all machines share"
+            )
+        if step > total:
+            name = "max_train_epochs" if self.args.max_train_steps is None else "max_train_steps"
+            raise UserError(
+                f"--{name} {getattr(self.args, name)}: ends at step {total}, and --resume {self.args.resume} is at "
+                f"step {step} already; ask for as many or more"
             )
         if self.accelerator.is_main_process:
             own = self.args.resume == LATEST or Path(self.args.resume).resolve().parent == self.folder.resolve()
@@ -181,5 +191,5 @@ class Checkpoints:
             if not whole(torch.isfinite(parameter).all()):
                 raise UserError(
                     f"--learning_rate {self.args.learning_rate}: after step {step} {name} isn't finite any more; "
-                    f"{newest_state(self.folder)}; lower the rate, and go on with --resume latest"
+                    f"{newest_state(self.folder)}; lower the rate, and {how_to_go_on(self.folder)}"
                 )

@@ -84,6 +84,11 @@ def newest_state(folder: Path) -> str:
     return f"the newest state is {states[-1][1]}" if states else f"there is no state in {folder} (see --save_state)"
 
 
+def how_to_go_on(folder: Path) -> str:
+    """Say how a run that ends here is taken up again."""
+    return "go on with --resume latest" if list_states(folder) else "begin anew"
+
+
 @contextmanager
 def writing(path: Path, *, experiment: Path) -> Iterator[None]:
     """Turn a failed write of `path` (disk full, no permission) into one line that says what is still whole.
@@ -97,5 +102,5 @@ def writing(path: Path, *, experiment: Path) -> Iterator[None]:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
             f"--output_dir {experiment.parent}: {path} can't be written ({reason}); {newest_state(experiment)}; "
-            "make room or choose another folder, and go on with --resume latest"
+            f"make room or choose another folder, and {how_to_go_on(experiment)}"
         ) from error

@@ -22,7 +22,7 @@ from library.batches import Batch, PromptFeatures, RawBatch, drop_text
 from library.checkpoints import Checkpoints, make_recipe
 from library.data_order import DataOrder, MicroBatches
 from library.errors import UserError
-from library.experiment import newest_state, writing
+from library.experiment import how_to_go_on, newest_state, writing
 from library.flags import flag_values
 from library.idle_flags import idle_flags
 from library.interruption import StopRequest, stop_requests
@@ -214,8 +214,8 @@ class Trainer:
         return UserError(
             f"--learning_rate {self.args.learning_rate}, --max_loss_factor {self.args.max_loss_factor:g}: {what} "
             f"(samples {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}); "
-            f"{newest_state(self.args.experiment)}; look at these samples, or lower the rate, and go on with "
-            "--resume latest"
+            f"{newest_state(self.args.experiment)}; look at these samples, or lower the rate, and "
+            f"{how_to_go_on(self.args.experiment)}"
         )
 
     def on_device(self, batch: Batch | RawBatch) -> Batch:
@@ -233,7 +233,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end, or until asked to stop."""
-        self.step = self.checkpoints.resume()
+        self.step = self.checkpoints.resume(total=self.total)
         self.describe()
         args = self.args
         start_trackers(
