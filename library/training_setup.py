@@ -52,6 +52,8 @@ def make_accelerator(args: TrainingArgs) -> Accelerator:
             f"--device {args.device}: accelerate's configuration computes on {accelerator.device.type}; change it, or "
             "leave the flag away"
         )
+    if args.fused_backward_pass and accelerator.mixed_precision == "fp16":
+        raise UserError("--fused_backward_pass: --mixed_precision fp16 scales all gradients together; use bf16")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16: computing on a CPU, where only bf16 and no are done; give one of them")
     asked = processes_asked_for()
@@ -142,8 +144,6 @@ def make_weight_by_weight(
     asking = "--fused_backward_pass" if args.fused_backward_pass else "--addons_precision bf16"
     if narrow and accelerator.mixed_precision != "bf16":
         raise UserError("--addons_precision bf16: the computation isn't in bf16; give --mixed_precision bf16 too")
-    if args.fused_backward_pass and accelerator.mixed_precision == "fp16":
-        raise UserError("--fused_backward_pass: --mixed_precision fp16 scales all gradients together; use bf16")
     if args.fused_backward_pass and accelerator.num_processes > 1:
         raise UserError(
             f"--fused_backward_pass: {accelerator.num_processes} processes exchange gradients before the step; "
