@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from object_cells import solids_and_colors
-from text_data import Batch
+from text_data import Batch, Samples
 from text_to_image import TextToImage
 from torch import Generator, Tensor
 
@@ -49,6 +49,24 @@ def velocity_task(batch: Batch, noise_BLD: Tensor, *, t_B: Tensor, text: TextFea
         text=text,
         velocity_BLD=noise_BLD - x_BLD,
     )
+
+
+@torch.no_grad()
+def guided_velocity(teacher: TextToImage, task: VelocityTask, batch: Batch, samples: Samples, *, count: int) -> Tensor:
+    """Return a teacher's velocity (count, L, D) of the first samples under the guidance that they are asked with.
+
+    v = v(no caption) + g (v(caption) - v(no caption)), classifier-free guidance (Ho and Salimans, arXiv 2207.12598);
+    Meng et al. (arXiv 2210.03142) distil it into a model that is told g. The teacher must stay as it is: a model that
+    learns from its own guided velocities extrapolates what it has extrapolated, and diverges.
+    """
+    clip_ids, t5_ids = (
+        torch.cat([ids_BL[:count], empty_1L.long().expand(count, -1)])
+        for ids_BL, empty_1L in ((batch.clip_ids_BL, samples.empty_clip_1L), (batch.t5_ids_BL, samples.empty_t5_1L))
+    )
+    noisy_BLD, t_B = task.noisy_BLD[:count].repeat(2, 1, 1), task.t_B[:count].repeat(2)
+    answer = teacher(noisy_BLD, t_B=t_B, guidance_B=torch.ones_like(t_B), text=teacher.encode(clip_ids, t5_ids))
+    with_caption, without = answer.velocity_BLD.float().chunk(2)
+    return without + task.guidance_B[:count, None, None] * (with_caption - without)
 
 
 def losses(model: TextToImage, task: VelocityTask, batch: Batch) -> dict[str, Tensor]:

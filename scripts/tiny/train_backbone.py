@@ -1,9 +1,12 @@
 """Train the embedded model's text-to-image backbone with its two text encoders: rectified flow on cached latents.
 
 Beside the flow's loss stand those of linear heads which read off the middle blocks how deep the picture is and which
-solids are where (`--depth_weight`, `--object_weight`). The last part of the time also distils guidance
-(`--guided_share`), as FLUX.1-dev's was: the model learns to answer at once what it would with and without the caption,
-extrapolated.
+solids are where (`--depth_weight`, `--object_weight`).
+
+    python scripts/tiny/train_backbone.py --scenes FOLDER --output GUIDED --init FOLDER --teacher FOLDER --minutes 20
+
+then distils guidance, as FLUX.1-dev's was: half of each batch learns to answer at once what the teacher does with and
+without the caption, extrapolated by a guidance scale that the model is told.
 
     python scripts/tiny/train_backbone.py --scenes FOLDER --output FOLDER --minutes 60
 
@@ -26,7 +29,7 @@ from pathlib import Path
 
 import torch
 from fast_flux import keep_freed_memory
-from flow_losses import VelocityTask, draw_levels, losses, velocity_task
+from flow_losses import draw_levels, guided_velocity, losses, velocity_task
 from master_weights import MasterWeights
 from safetensors import safe_open
 from text_data import Samples, load_samples
@@ -40,7 +43,7 @@ from library.files import save_tensors, write_json
 from library.flags import Flags, flag, parse
 from library.flux.latents import unpack
 from library.flux.schedule import timestep_schedule
-from library.flux.text import TextFeatures, load_clip_tokenizer, load_t5_tokenizer
+from library.flux.text import load_clip_tokenizer, load_t5_tokenizer
 from library.flux.weights import load_autoencoder
 from library.images import write_rgb
 from library.modality import MODALITIES
@@ -79,10 +82,10 @@ class BackboneArgs(Flags):
     text_dropout: float = flag(0.1, help="share of captions replaced by the empty prompt", minimum=0, maximum=1)
     depth_weight: float = flag(1.0, help="weight of the middle blocks' depth; 0 trains on colours alone", minimum=0)
     object_weight: float = flag(0.3, help="weight of the middle blocks' objects", minimum=0)
-    guided_share: float = flag(
-        0.35, help="last part of the time in which half of each batch learns guidance", minimum=0, maximum=1
+    teacher: Path | None = flag(
+        None, help="folder with the three files of a finished training whose guided velocities half of a batch learns"
     )
-    max_guidance: float = flag(6.0, help="largest guidance scale that is learnt; 1 is none", minimum=1)
+    max_guidance: float = flag(6.0, help="largest guidance scale that is learnt from the teacher", minimum=1)
     save_minutes: float = flag(4.0, help="minutes between checkpoints", minimum=0)
     sheet_minutes: float = flag(8.0, help="minutes between sheets of pictures", minimum=0)
     seed: int = flag(0, help="seed of the start and of all batches")
@@ -92,8 +95,11 @@ class BackboneArgs(Flags):
 class Trainer:
     """Model, weights to train, and how far they are."""
 
-    def __init__(self, args: BackboneArgs, model: TextToImage, samples: Samples) -> None:
+    def __init__(
+        self, args: BackboneArgs, model: TextToImage, samples: Samples, *, teacher: TextToImage | None = None
+    ) -> None:
         self.args, self.model, self.samples = args, model, samples
+        self.teacher = None if teacher is None else teacher.to(torch.bfloat16)
         self.step, self.seconds, self.minutes = 0, 0.0, args.minutes
         self.average = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False)
         self.weights = MasterWeights(
@@ -129,10 +135,11 @@ class Trainer:
         t_B = draw_levels(args.batch_size, shift=args.shift, clean_share=args.clean_share, generator=generator)
         noise_BLD = torch.randn(batch.x_BLD.shape, generator=generator)
         task = velocity_task(batch, noise_BLD, t_B=t_B, text=self.model.encode(batch.clip_ids_BL, batch.t5_ids_BL))
-        guided = args.batch_size // 2 if self.progress >= 1 - args.guided_share else 0
-        if guided:
+        guided = 0
+        if self.teacher is not None:
+            guided = args.batch_size // 2
             task.guidance_B[:guided] += (args.max_guidance - 1) * torch.rand(guided, generator=generator)
-            task.velocity_BLD[:guided] = self._guided_velocity(task, guided)
+            task.velocity_BLD[:guided] = guided_velocity(self.teacher, task, batch, self.samples, count=guided)
         each = losses(self.model, task, batch)
         loss = each["flow"][guided:].mean()
         objects = each["solid"].mean() + each["color"].mean()
@@ -140,23 +147,6 @@ class Trainer:
         decay = min(args.ema, (1 + self.step) / (10 + self.step))
         self.weights.step(rate=self.rate(), clip=args.clip, decay=decay)
         return loss.detach()
-
-    @torch.no_grad()
-    def _guided_velocity(self, task: VelocityTask, count: int) -> Tensor:
-        """Return the model's own velocity of the first `count` samples under their guidance.
-
-        v = v(no caption) + g (v(caption) - v(no caption)), classifier-free guidance (Ho and Salimans, arXiv
-        2207.12598); its distillation into the embedding is that of Meng et al. (arXiv 2210.03142).
-        """
-        empty = self.model.encode(self.samples.empty_clip_1L.long(), self.samples.empty_t5_1L.long())
-        text = TextFeatures(
-            tokens_BLD=torch.cat([task.text.tokens_BLD[:count], empty.tokens_BLD.expand(count, -1, -1)]),
-            pooled_BD=torch.cat([task.text.pooled_BD[:count], empty.pooled_BD.expand(count, -1)]),
-        )
-        noisy_BLD, t_B = task.noisy_BLD[:count].repeat(2, 1, 1), task.t_B[:count].repeat(2)
-        both = self.model(noisy_BLD, t_B=t_B, guidance_B=torch.ones_like(t_B), text=text).velocity_BLD.float()
-        with_caption, without = both.chunk(2)
-        return without + task.guidance_B[:count, None, None] * (with_caption - without)
 
     def refresh_average(self) -> TextToImage:
         """Return the module of the running average, up to date."""
@@ -303,7 +293,8 @@ def main() -> None:
         generator = generator_for(args.seed, "start")
         model = new_model(clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer, generator=generator)
     held_out = samples[-HELD_OUT:]
-    trainer = Trainer(args, model, samples[:-HELD_OUT])
+    teacher = None if args.teacher is None else load_model(args.teacher).requires_grad_(False)
+    trainer = Trainer(args, model, samples[:-HELD_OUT], teacher=teacher)
     report = Report(trainer, held_out, ae=ae, t5_length=t5_tokenizer.model_max_length)
     say(f"{len(samples) - HELD_OUT} scenes to train on, {sum(w.numel() for w in model.parameters()):,} parameters")
     if report.state.exists():

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import train_backbone
-from flow_losses import draw_levels, velocity_task
+from flow_losses import draw_levels, guided_velocity, velocity_task
 from object_cells import CELLS, pack_cells, read_object_cells, solids_and_colors
 from safetensors.torch import load_file, save_file
 from text_to_image import CLIP_FILE, FLUX_FILE, T5_FILE, load_model, new_model, save_model
@@ -171,26 +171,32 @@ def test_cells_say_which_solid_and_colour_they_show(tmp_path):
         read_object_cells(tmp_path, ["00000001"])
 
 
-def test_guided_velocities_are_extrapolated_from_the_models_own(folder, tokenizers, tmp_path):
+def test_guidance_is_learnt_from_a_teacher(folder, tokenizers, tmp_path):
     generator = torch.Generator().manual_seed(0)
-    model = new_model(clip_tokenizer=tokenizers[0], t5_tokenizer=tokenizers[1], generator=generator)
+    teacher, model = (
+        new_model(clip_tokenizer=tokenizers[0], t5_tokenizer=tokenizers[1], generator=generator).requires_grad_(each)
+        for each in (False, True)
+    )
     with torch.no_grad():
-        for weight in model.flux.parameters():
+        for weight in teacher.flux.parameters():
             weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
     samples = samples_of(folder, tokenizers, tmp_path)
-    trainer = Trainer(BackboneArgs(scenes=folder, output=tmp_path, guided_share=1.0, batch_size=4), model, samples)
+    trainer = Trainer(BackboneArgs(scenes=folder, output=tmp_path, batch_size=4), model, samples, teacher=teacher)
     batch = samples.draw(4, text_dropout=0.0, generator=generator)
-    text = model.encode(batch.clip_ids_BL, batch.t5_ids_BL)
+    text, ones = teacher.encode(batch.clip_ids_BL, batch.t5_ids_BL), torch.ones(4)
     task = velocity_task(batch, torch.randn(4, 4, 64, generator=generator), t_B=torch.full((4,), 0.6), text=text)
-    plain = model(task.noisy_BLD, t_B=task.t_B, guidance_B=task.guidance_B, text=text).velocity_BLD.float()
-    torch.testing.assert_close(trainer._guided_velocity(task, 2), plain[:2], atol=0.02, rtol=0.02)
+    plain = teacher(task.noisy_BLD, t_B=task.t_B, guidance_B=ones, text=text).velocity_BLD.float()
     task.guidance_B[1] = 3.0
-    guided = trainer._guided_velocity(task, 2)
-    empty = model.encode(samples.empty_clip_1L.long(), samples.empty_t5_1L.long())
-    one = model(task.noisy_BLD[1:2], t_B=task.t_B[1:2], guidance_B=torch.ones(1), text=empty).velocity_BLD.float()
+    guided = guided_velocity(teacher, task, batch, samples, count=2)
+    torch.testing.assert_close(guided[0], plain[0], atol=0.02, rtol=0.02)
+    empty = teacher.encode(samples.empty_clip_1L.long(), samples.empty_t5_1L.long())
+    one = teacher(task.noisy_BLD[1:2], t_B=task.t_B[1:2], guidance_B=ones[:1], text=empty).velocity_BLD.float()
     torch.testing.assert_close(guided[1:], one + 3 * (plain[1:2] - one), atol=0.1, rtol=0.05)
     assert (guided[1] - plain[1]).norm() > 0.05 * plain[1].norm()
+
+    before = {name: weight.clone() for name, weight in teacher.named_parameters()}
     next(trainer.run())
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.named_parameters())
 
 
 def test_training_goes_on_where_it_stopped(folder, tokenizers, tmp_path):
