@@ -80,7 +80,15 @@ def _open_cached(args: TrainingArgs, device: torch.device, dtype: torch.dtype) -
         )
     if not pairs.has_text:
         _warn_of_idle(args, "prompt_folder", why="this cache has no text: prompts are encoded with the captions")
-    encoder = _prompt_encoder(args, device, dtype)
+    try:
+        encoder = _prompt_encoder(args, device, dtype)
+    except UserError as error:
+        if not pairs.has_text:
+            raise
+        raise UserError(
+            f"--prompt_folder {args.prompt_folder}: has no prompts of this cache's text encoders; run "
+            f"preprocess_step3.py with them, or name them here to encode prompts now ({error})"
+        ) from None
     return TrainingData(
         pairs=pairs,
         held_out=held_out,

@@ -167,6 +167,11 @@ def test_prompts_and_models_that_are_not_read_are_named(sizes, tmp_path, encoder
     assert caplog.messages[0].startswith("--prompt_folder has no effect: this cache has no text: prompts are encoded")
 
 
+def test_a_prompt_folder_without_prompts_is_named(sizes):
+    with pytest.raises(UserError, match=r"--prompt_folder nowhere: has no .*\(--clip_l, --t5xxl: must be given"):
+        open_data(sizes, "--prompt_folder", "nowhere")
+
+
 def test_a_device_that_is_not_there_is_named(tmp_path, encoder):
     flags = ("--max_train_steps", "1", "--text_encoder_device", "cuda:99", *text_on_the_fly(tmp_path, encoder))
     with pytest.raises(UserError, match=r"--text_encoder_device cuda:99: this PyTorch sees \d+ CUDA devices; name an"):

@@ -81,7 +81,7 @@ def test_a_cache_made_anew_in_another_way_is_named_wherever_it_lies(folder):
 
 def test_an_unusable_folder_is_one_line(folder):
     (folder / "a_file").write_text("")
-    with pytest.raises(UserError, match=r"--output_dir .*a_file: .*\(Not a directory\); there is no .*, and begin anew$"):
+    with pytest.raises(UserError, match=r"--output_dir .*\(Not a directory\); there is no .*, and begin anew$"):
         run(folder, "x", "--output_dir", str(folder / "a_file"), "--max_train_steps", "1")
 
 
