@@ -56,14 +56,14 @@ def refuse_earlier_runs(folder: Path, *, resume: bool) -> None:
     if states and not resume:
         raise UserError(
             f"--exp_name {folder.name}: {folder} has {states[-1][1].name} of an earlier run; give --resume latest "
-            "to go on with it, or choose another name"
+            "to go on with it, or choose another --exp_name"
         )
     # Those of steps may be from a run that was killed before its first state: --resume begins that one anew.
     addons = [file.name for file in folder.glob("*.safetensors") if not (resume and STEP_ADDONS in file.name)]
     if addons and not states:
         raise UserError(
             f"--exp_name {folder.name}: {folder} has {max(addons)} of an earlier run, and no state to go on from; "
-            "choose another name, or move that folder away"
+            "choose another --exp_name, or move that folder away"
         )
 
 
