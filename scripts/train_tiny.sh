@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Make the embedded model from nothing: scenes, autoencoder, text encoders, backbone, joint stage, files in assets/tiny.
+# Make the embedded model from nothing: scenes, autoencoder, text encoders, backbone, its guidance, joint stage, files in
+# assets/tiny.
 #
 #   bash scripts/train_tiny.sh            (about four hours on two CPU cores; set the numbers lower for a trial)
 #
-# The defaults are the samples and steps that assets/tiny was made with, but there two stages were cut in two: the backbone
-# saw 186 k samples without the depth head (--depth_weight 0) and then 161 k with it, from a new start of the optimizer
-# (--init); the joint stage took 4600 steps, and from their add-ons 2300 more at 1.2e-3. One run of each hasn't been
-# compared. All on one core, except for 24 minutes of the backbone on two.
+# The weights in assets/tiny are older than this recipe: their backbone wasn't told which solids are where
+# (--object_weight 0, --clean_share 0.3) and has no guidance embedding, and two stages were cut in two. It saw 186 k samples
+# without the depth head (--depth_weight 0) and then 161 k with it, from a new start of the optimizer (--init); the joint
+# stage took 4600 steps, and from their add-ons 2300 more at 1.2e-3. All on one core, except for 24 minutes on two.
 #
 # A stage whose result is there is skipped, so the script can be stopped and started again; inside a stage the training
 # commands go on from their last state. Variables, with their defaults:
@@ -15,6 +16,7 @@ SCENES=${SCENES:-24000}                         # training scenes (seed 0)
 HELD_OUT=${HELD_OUT:-256}                       # scenes of another seed, for the validation loss and the previews
 AUTOENCODER_MINUTES=${AUTOENCODER_MINUTES:-16}  # training time of the autoencoder
 BACKBONE_MINUTES=${BACKBONE_MINUTES:-96}        # training time of the text-to-image backbone
+GUIDANCE_MINUTES=${GUIDANCE_MINUTES:-20}         # time in which the backbone learns guidance
 JOINT_STEPS=${JOINT_STEPS:-6900}                # optimizer steps of the joint stage
 JOINT_BATCH=${JOINT_BATCH:-16}                  # pairs a step
 LORA_RANK=${LORA_RANK:-64}                      # adapters in the blocks
@@ -30,6 +32,7 @@ HELD_OUT_SEED=7 # not the seed of the evaluation's scenes, which nothing but the
 # Tensors are freed and made anew at every step: without this the system hands out zeroed pages each time (5 % slower).
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=67108864
 MODEL=$WORK/model
+PLAIN=$WORK/plain_backbone
 mkdir -p "$WORK" "$MODEL"
 
 stage() { # stage RESULT DESCRIPTION COMMAND...: run the command unless its result is there
@@ -54,6 +57,15 @@ cache() { # cache FOLDER
         --t5xxl "$MODEL/t5xxl_fp16.safetensors" --ae "$MODEL/ae.safetensors" --batch_size 16 --save_precision fp16 \
         --posterior mean
     touch "$1/cache/.complete"
+}
+
+backbone() { # backbone FOLDER MINUTES FLAG...
+    local folder=$1 minutes=$2
+    shift 2
+    mkdir -p "$folder"
+    [ "$folder" = "$MODEL" ] || cp -r "$MODEL/tokenizer" "$MODEL/tokenizer_2" "$folder"
+    python scripts/tiny/train_backbone.py --scenes "$WORK/scenes" --latents "$WORK/latents.safetensors" \
+        --ae "$MODEL/ae.safetensors" --output "$folder" --minutes "$minutes" "$@"
 }
 
 joint() {
@@ -90,8 +102,10 @@ stage "$MODEL/ae.safetensors" "Training the autoencoder for $AUTOENCODER_MINUTES
     python scripts/tiny/train_autoencoder.py --scenes "$WORK/scenes" --output "$MODEL" --minutes "$AUTOENCODER_MINUTES"
 stage "$MODEL/tokenizer_2" "Training the tokenizers" \
     python scripts/tiny/train_tokenizers.py --scenes "$WORK/scenes" --output "$MODEL"
-stage "$MODEL/flux1-tiny.safetensors" "Training text encoders and backbone for $BACKBONE_MINUTES minutes" \
-    python scripts/tiny/train_backbone.py --scenes "$WORK/scenes" --output "$MODEL" --minutes "$BACKBONE_MINUTES"
+stage "$PLAIN/flux1-tiny.safetensors" "Training text encoders and backbone for $BACKBONE_MINUTES minutes" \
+    backbone "$PLAIN" "$BACKBONE_MINUTES"
+stage "$MODEL/flux1-tiny.safetensors" "Distilling guidance for $GUIDANCE_MINUTES minutes" \
+    backbone "$MODEL" "$GUIDANCE_MINUTES" --init "$PLAIN" --teacher "$PLAIN" --muon_lr 0.005
 stage "$WORK/scenes/cache/.complete" "Caching latents and text features" cache "$WORK/scenes"
 stage "$WORK/held_out/cache/.complete" "Caching the held-out scenes" cache "$WORK/held_out"
 stage "$WORK/prompts/empty_prompts" "Caching prompts" \
@@ -100,5 +114,6 @@ stage "$WORK/prompts/empty_prompts" "Caching prompts" \
 stage "$WORK/joint/jointdit_addons.safetensors" "Training the joint stage for $JOINT_STEPS steps" joint
 stage "$WORK/.published" "Copying the model to $ASSETS" publish
 if [ "$EVALUATE" -gt 0 ]; then
-    stage "$WORK/evaluation.json" "Evaluating" python scripts/evaluate_tiny.py --scenes "$EVALUATE" --json "$WORK/evaluation.json"
+    stage "$WORK/evaluation.json" "Evaluating" \
+        python scripts/evaluate_tiny.py --model_folder "$ASSETS" --scenes "$EVALUATE" --json "$WORK/evaluation.json"
 fi
