@@ -146,7 +146,7 @@ def test_two_runs_in_one_folder_are_refused(folder, whole):
 
 @pytest.fixture
 def hangup():
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run by nohup
     yield signal.SIGHUP
     signal.signal(signal.SIGHUP, before)
 
@@ -171,6 +171,7 @@ def test_closing_the_terminal_saves_a_state(folder):
     process, terminal = os.forkpty()
     if process == 0:
         os.chdir(ROOT)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, "train.py", *flags(folder, "hung_up", *more)])
     deadline = time.monotonic() + 60
     while steps_done(folder, "hung_up") < 2 and time.monotonic() < deadline:
