@@ -177,7 +177,12 @@ def test_closing_the_terminal_saves_a_state(folder):
     while steps_done(folder, "hung_up") < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline + 60:
+        time.sleep(0.05)
+    if ended == (0, 0):
+        os.kill(process, signal.SIGKILL)
+        ended = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
     assert len(list((folder / "experiments" / "hung_up").glob("state_step_*"))) == 1
 
 
