@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from library.files import write_atomically
-from library.images import colorize
+from library.images import colorize, to_picture
 from library.modality import normalize_disparity
 
 _TILE, _TEXT, _GAP = 192, 300, 8
@@ -51,8 +50,7 @@ def write_contact_sheet(path: Path, rows: Sequence[SheetRow], *, columns: int = 
 
 
 def _paste(sheet: Image.Image, rgb_3hw: Tensor, left: int, top: int) -> None:
-    array = (rgb_3hw.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    tile = Image.fromarray(array)
+    tile = to_picture(rgb_3hw)
     tile.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
     if max(tile.size) < _TILE:  # small pictures are enlarged as they are
         scale = _TILE / max(tile.size)

@@ -146,9 +146,14 @@ def read_depth(path: str | Path, *, kind: str = "disparity", flag: str = "--inpu
 
 def write_rgb(path: str | Path, rgb_3hw: Tensor) -> None:
     """Write colours in [0, 1] as an 8-bit picture, rounded, atomically; the ending chooses the format."""
-    array = (rgb_3hw.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     with write_atomically(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(array)).save(temporary)
+        to_picture(rgb_3hw).save(temporary)
+
+
+def to_picture(rgb_3hw: Tensor) -> Image.Image:
+    """Return colours in [0, 1] as an 8-bit picture, rounded."""
+    array = (rgb_3hw.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def write_depth_png16(path: str | Path, disparity_hw: Tensor) -> None:

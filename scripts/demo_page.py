@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from library.args import Flags, flag, parse
 from library.cli import run_main, say
 from library.errors import UserError
 from library.files import write_text
-from library.images import colorize, read_depth, read_rgb
+from library.images import colorize, read_depth, read_rgb, to_picture
 from library.modality import normalize_disparity
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -119,9 +118,8 @@ def _colors(path: Path) -> Tensor:
 
 
 def _data_uri(rgb_3hw: Tensor) -> str:
-    array = (rgb_3hw.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", optimize=True)
+    to_picture(rgb_3hw).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

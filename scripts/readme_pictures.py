@@ -6,7 +6,6 @@ Each picture is what inference.py makes of the same caption, image or depth with
 sheet goes a JSON file that says what made it, weights included, so that a test can tell when it has to be made again.
 """
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from library.evaluation.task_sheet import CELL, SheetScene, draw_sheet
 from library.files import write_atomically, write_json
 from library.modality import normalize_disparity
 from library.pipeline import Pipeline
+from library.results import file_hash
 from library.weight_paths import WeightPaths, embedded_files
 
 QUALITY = 88  # of WebP, which GitHub shows: a third of the bytes of PNG
@@ -91,7 +91,7 @@ def facts(args: PicturesArgs, paths: dict[str, Path]) -> dict[str, object]:
 
 def weight_hashes(paths: dict[str, Path]) -> dict[str, str]:
     """Return the beginning of each weight file's SHA-256 by its flag."""
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in paths.items()}
+    return {name: file_hash(path)[:16] for name, path in paths.items()}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from library.images import colorize
+from library.images import colorize, to_picture
 
 CELL = 128  # side of a picture in pixels
 MARGIN, GAP, SPACE = 20, 6, 26  # at the edges, between pictures of one task, between tasks (and between scenes)
@@ -109,6 +109,4 @@ def _draw_scale(sheet: Image.Image, pen: ImageDraw.ImageDraw, *, right: int, top
 
 def _tile(values: Tensor) -> Image.Image:
     """Return colours as they are, a disparity map in colours."""
-    rgb_3hw = colorize(values) if values.dim() == 2 else values.detach().cpu().float()
-    array = (rgb_3hw.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(array)
+    return to_picture(colorize(values) if values.dim() == 2 else values)
