@@ -15,6 +15,7 @@ from dataset.synthetic.geometry import KINDS
 from dataset.synthetic.palette import COLOURS, PALETTE, nearest_colour
 from library.evaluation.baselines import PatchPCA, PatchStatistics
 from library.evaluation.colors import ColorFinder, Palette
+from library.evaluation.embedded import Answers, Setting
 from library.evaluation.progress import Progress
 from library.evaluation.scene_set import SceneSet, SeenObject
 from library.evaluation.shapes import ShapeFinder, load_finder
@@ -40,6 +41,23 @@ def shape_finder(path: Path = SHAPE_FINDER) -> ShapeFinder:
         UserError: if its file isn't there or was trained on scenes of another generator.
     """
     return load_finder(path, solids=KINDS, colors=COLOURS, generator_version=GENERATOR_VERSION)
+
+
+def evaluation_setting(
+    model: Answers, *, scenes: int, training_scenes: int, size: int, progress: Progress, steps: int, depth_steps: int
+) -> Setting:
+    """Return all that measuring needs: `scenes` held-out ones, baselines of `training_scenes`, and the finders."""
+    pca, mean_map_hw = training_statistics(training_scenes, size=size, progress=progress)
+    return Setting(
+        scenes=held_out_scenes(scenes, size=size, mean_map_hw=mean_map_hw, progress=progress),
+        model=model,
+        colors=color_finder(),
+        shapes=shape_finder(),
+        pca=pca,
+        progress=progress,
+        steps=steps,
+        depth_steps=depth_steps,
+    )
 
 
 def held_out_scenes(count: int, *, size: int, mean_map_hw: Tensor, progress: Progress) -> SceneSet:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from dataset.cache import fingerprint
-from dataset.evaluation_scenes import color_finder, held_out_scenes, shape_finder, training_statistics
+from dataset.evaluation_scenes import evaluation_setting
 from dataset.layout import Layout
 from dataset.synthetic import GENERATOR_VERSION
 from library.args import Flags, flag, flag_values, parse
@@ -170,15 +170,12 @@ class Measuring:
     @cached_property
     def setting(self) -> Setting:
         """All that is the same for every arm; the model is the judge's own until an arm takes its place."""
-        size, progress = self.judge.model.size, self.judge.model.progress
-        pca, mean_map_hw = training_statistics(min(2000, 16 * self.args.scenes), size=size, progress=progress)
-        return Setting(
-            scenes=held_out_scenes(self.args.scenes, size=size, mean_map_hw=mean_map_hw, progress=progress),
-            model=JudgedModel(model=self.judge.model, judge=self.judge),
-            colors=color_finder(),
-            shapes=shape_finder(),
-            pca=pca,
-            progress=progress,
+        return evaluation_setting(
+            JudgedModel(model=self.judge.model, judge=self.judge),
+            scenes=self.args.scenes,
+            training_scenes=min(2000, 16 * self.args.scenes),
+            size=self.judge.model.size,
+            progress=self.judge.model.progress,
             steps=self.args.sampling_steps,
             depth_steps=self.args.depth_steps,
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from dataset.cache import fingerprint
-from dataset.evaluation_scenes import color_finder, held_out_scenes, shape_finder, training_statistics
+from dataset.evaluation_scenes import evaluation_setting
 from dataset.synthetic import GENERATOR_VERSION
 from library.args import Flags, flag, parse
 from library.cli import run_main, say, set_threads
@@ -184,15 +184,12 @@ def make_judge(args: CurvesArgs, paths: Mapping[str, Path]) -> Judge:
 
 def make_setting(args: CurvesArgs, judge: Judge) -> Setting:
     """Render the scenes."""
-    size, progress = judge.model.size, judge.model.progress
-    pca, mean_map_hw = training_statistics(BASELINE_SCENES, size=size, progress=progress)
-    return Setting(
-        scenes=held_out_scenes(args.scenes, size=size, mean_map_hw=mean_map_hw, progress=progress),
-        model=JudgedModel(model=judge.model, judge=judge),
-        colors=color_finder(),
-        shapes=shape_finder(),
-        pca=pca,
-        progress=progress,
+    return evaluation_setting(
+        JudgedModel(model=judge.model, judge=judge),
+        scenes=args.scenes,
+        training_scenes=BASELINE_SCENES,
+        size=judge.model.size,
+        progress=judge.model.progress,
         steps=args.sampling_steps,
         depth_steps=args.depth_steps,
     )

@@ -14,19 +14,12 @@ from pathlib import Path
 
 import torch
 
-from dataset.evaluation_scenes import (
-    RENDER_WORK,
-    color_finder,
-    held_out_scenes,
-    shape_finder,
-    statistics_file,
-    training_statistics,
-)
+from dataset.evaluation_scenes import RENDER_WORK, evaluation_setting, statistics_file
 from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED
 from library.args import Flags, flag, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
-from library.evaluation.embedded import GROUPS, Setting, measure, work
+from library.evaluation.embedded import GROUPS, measure, work
 from library.evaluation.generation import load_batched_model
 from library.evaluation.progress import Progress
 from library.evaluation.report import compared, markdown_table, missed, text_table
@@ -87,13 +80,11 @@ def main() -> None:
         paths, progress=progress, batch=args.batch, size=args.size, device=torch.device(args.device)
     )
     started = time.perf_counter()
-    pca, mean_map_hw = training_statistics(training_scenes, size=args.size, progress=progress)
-    setting = Setting(
-        scenes=held_out_scenes(args.scenes, size=args.size, mean_map_hw=mean_map_hw, progress=progress),
-        model=model,
-        colors=color_finder(),
-        shapes=shape_finder(),
-        pca=pca,
+    setting = evaluation_setting(
+        model,
+        scenes=args.scenes,
+        training_scenes=training_scenes,
+        size=args.size,
         progress=progress,
         steps=args.steps,
         depth_steps=args.depth_steps,
