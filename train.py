@@ -5,6 +5,7 @@ import sys
 from accelerate import Accelerator
 
 from dataset.training_data import open_training_data
+from library.allocator import keep_freed_memory
 from library.args import parse
 from library.cli import is_main_process, run_main, set_threads
 from library.experiment import open_experiment
@@ -26,6 +27,8 @@ def main() -> None:
 def train(args: TrainingArgs, accelerator: Accelerator) -> None:
     """Open the data, load the model, train."""
     set_threads(args.num_threads)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     data = open_training_data(args, device=accelerator.device, dtype=base_dtype(accelerator))
     model, settings = load_trainable(args, accelerator)
     trainer = Trainer(

@@ -39,8 +39,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ADDONS = "jointdit_addons"
 MEASURES = ("depth", "depth_to_image", "joint")
 FROZEN = ("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae")
-# Tensors are freed and made anew at every step: without this the system hands out zeroed pages each time (5 % slower).
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
 # The recipe of scripts/train_tiny.sh's joint stage; --train_flags overrides it.
 RECIPE = {
     "train_batch_size": "16",
@@ -262,7 +260,7 @@ def train_command(args: AblationArgs, arm: Arm, *, run: Path, seed: int, threads
 
 def call(script: str, *arguments: str) -> None:
     """Run one of this project's commands to its end, telling it to stop where this one is."""
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments], env=MALLOC | os.environ)
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments])
     try:
         status = process.wait()
     except KeyboardInterrupt:

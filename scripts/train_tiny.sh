@@ -29,8 +29,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 HELD_OUT_SEED=7 # not the seed of the evaluation's scenes, which nothing but the evaluation may see
-# Tensors are freed and made anew at every step: without this the system hands out zeroed pages each time (5 % slower).
-export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=67108864
 MODEL=$WORK/model
 PLAIN=$WORK/plain_backbone
 mkdir -p "$WORK" "$MODEL"

@@ -51,20 +51,6 @@ def compile_kernels() -> ctypes.CDLL | None:
 _kernels: ctypes.CDLL | None = None
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep the memory that tensors free, instead of asking the system for zeroed pages each time."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        for option, value in (
-            (-3, 32 << 20),
-            (-1, 2**31 - 1),
-            (-2, 64 << 20),
-        ):  # mmap threshold, trim threshold, top pad
-            libc.mallopt(option, value)
-    except (OSError, AttributeError):
-        logger.info("another C library: its memory settings stay as they are")
-
-
 def _call(name: str, *arguments: Tensor | int) -> None:
     """Call a kernel: tensors go as pointers, numbers as C longs."""
     assert _kernels is not None

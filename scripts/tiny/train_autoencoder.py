@@ -22,6 +22,7 @@ from reconstruction import Reconstruction, measure, measure_pca, save_sheet
 from safetensors import safe_open
 from torch import Generator, Tensor, nn
 
+from library.allocator import keep_freed_memory
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.files import save_tensors, write_json
@@ -204,6 +205,7 @@ def main() -> None:
     """Train, with progress lines, checkpoints and a last report."""
     args = parse(sys.argv[1:], AutoencoderTrainingArgs, description=__doc__)
     set_threads(args.num_threads)
+    keep_freed_memory()
     names = sample_names(args.scenes, flag="--scenes")[: args.limit]
     if len(names) <= HELD_OUT:
         raise UserError(f"--scenes {args.scenes}: holds {len(names)} scenes; more than {HELD_OUT} are needed")

@@ -28,7 +28,6 @@ from math import cos, pi
 from pathlib import Path
 
 import torch
-from fast_flux import keep_freed_memory
 from flow_losses import draw_levels, guided_velocity, losses, velocity_task
 from master_weights import MasterWeights
 from safetensors import safe_open
@@ -37,6 +36,7 @@ from text_to_image import TextToImage, is_hidden_matrix, load_model, new_model, 
 from torch import Tensor
 from train_tokenizers import CLIP_FOLDER, T5_FOLDER
 
+from library.allocator import keep_freed_memory
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.files import save_tensors, write_json
