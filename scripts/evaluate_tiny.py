@@ -24,7 +24,7 @@ from library.evaluation.generation import load_batched_model
 from library.evaluation.progress import Progress
 from library.evaluation.report import compared, markdown_table, missed, text_table
 from library.files import write_json, write_text
-from library.weight_paths import embedded_files, find_addons
+from library.weight_paths import embedded_files, find_addons, weight_hashes
 
 BASELINES = {"set", "autoencoder"}  # groups of measures with baselines from training scenes
 
@@ -76,6 +76,7 @@ def main() -> None:
     rendered = args.scenes + (0 if cached.exists() else training_scenes)
     size_of_work = work(args.measures, scenes=args.scenes, steps=args.steps, depth_steps=args.depth_steps)
     progress = Progress(total=size_of_work + RENDER_WORK * rendered)
+    weights = weight_hashes(paths)
     model = load_batched_model(
         paths, progress=progress, batch=args.batch, size=args.size, device=torch.device(args.device)
     )
@@ -100,6 +101,7 @@ def main() -> None:
         "steps": args.steps,
         "depth_steps": args.depth_steps,
         "measures": list(args.measures),
+        "weights": weights,
         "alignment": "affine_disparity",
         "device": args.device,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

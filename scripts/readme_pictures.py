@@ -17,8 +17,7 @@ from library.evaluation.task_sheet import CELL, SheetScene, draw_sheet
 from library.files import write_atomically, write_json
 from library.modality import normalize_disparity
 from library.pipeline import Pipeline
-from library.results import file_hash
-from library.weight_paths import WeightPaths, embedded_files
+from library.weight_paths import WeightPaths, embedded_files, weight_hashes
 
 QUALITY = 88  # of WebP, which GitHub shows: a third of the bytes of PNG
 
@@ -87,11 +86,6 @@ def facts(args: PicturesArgs, paths: dict[str, Path]) -> dict[str, object]:
         "steps": args.steps,
         "weights": weight_hashes(paths),
     }
-
-
-def weight_hashes(paths: dict[str, Path]) -> dict[str, str]:
-    """Return the beginning of each weight file's SHA-256 by its flag."""
-    return {name: file_hash(path)[:16] for name, path in paths.items()}
 
 
 if __name__ == "__main__":
