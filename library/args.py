@@ -108,7 +108,7 @@ class RuntimeArgs(Flags):
         """Return the device to compute on; with several local processes each takes its own GPU."""
         kind = self.device
         if self.xformers and importlib.util.find_spec("xformers") is None:
-            raise UserError("--xformers: the package isn't installed; pip install 'jointdit[gpu]', or use --sdpa")
+            raise UserError("--xformers: the package isn't installed; pip install -e '.[gpu]', or use --sdpa")
         if kind == "auto":
             kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         if kind == "cuda":

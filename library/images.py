@@ -260,7 +260,7 @@ def _read_exr(path: Path, *, flag: str) -> np.ndarray:
     try:
         import OpenEXR
     except ImportError:
-        raise UserError(f"{flag} {path}: reading EXR needs one more package: pip install 'jointdit[exr]'") from None
+        raise UserError(f"{flag} {path}: reading EXR needs one more package: pip install -e '.[exr]'") from None
     try:
         channels: dict[str, Any] = OpenEXR.File(str(path), separate_channels=True).channels()
     except Exception as error:  # the package raises bare RuntimeErrors for every kind of damage

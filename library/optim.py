@@ -84,7 +84,7 @@ def find_optimizer(name: str) -> Callable[..., Optimizer]:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         extra = _EXTRAS.get(module.partition(".")[0])
-        remedy = f"pip install 'jointdit[{extra}]'" if extra else "install its package"
+        remedy = f"pip install -e '.[{extra}]'" if extra else "install its package"
         raise UserError(f"--optimizer_type {name}: {path} can't be imported ({error}); {remedy}") from error
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise UserError(f"--optimizer_type {name}: {path} is no optimizer of PyTorch's kind; name a class that is one")

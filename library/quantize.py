@@ -76,7 +76,7 @@ def _bitsandbytes() -> Any:
         from bitsandbytes import functional
     except ImportError as error:
         raise UserError(
-            f"--base_precision nf4: bitsandbytes can't be imported ({error}); pip install 'jointdit[gpu]', or use int8"
+            f"--base_precision nf4: bitsandbytes can't be imported ({error}); pip install -e '.[gpu]', or use int8"
         ) from error
     return functional
 

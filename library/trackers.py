@@ -25,7 +25,7 @@ def start_trackers(
         if LoggerType(name) not in get_available_trackers():
             raise UserError(
                 f"--log_with {name}: its package isn't installed; install it (tensorboard: pip install "
-                "'jointdit[train]'), or leave the flag away: log.jsonl is always written"
+                "-e '.[train]'), or leave the flag away: log.jsonl is always written"
             )
     accelerator.project_configuration.set_directories(str(folder))
     accelerator.log_with = filter_trackers(list(names), str(folder))

@@ -139,7 +139,7 @@ def _deepspeed(device: torch.device) -> Any:
     try:
         deepspeed = importlib.import_module("deepspeed")
     except ImportError as error:
-        raise UserError(f"{FLAG}: DeepSpeed can't be imported ({error}); pip install 'jointdit[deepspeed]'") from None
+        raise UserError(f"{FLAG}: DeepSpeed can't be imported ({error}); pip install -e '.[deepspeed]'") from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     return deepspeed

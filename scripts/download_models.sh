@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Download the real weights (39 GB for FLUX.1-dev) to models/, where the three task scripts look for them.
+# Download the real weights (39 GB for FLUX.1-dev) to models/, where the three task scripts look for them. Tokenizers come
+# with the text encoders, so that nothing is downloaded later.
 #
 #   bash scripts/download_models.sh            FLUX.1-dev, its text encoders, and JointDiT's released add-ons
 #   bash scripts/download_models.sh addons     only the add-ons; likewise: flux, text
@@ -25,6 +26,20 @@ fetch() {
     hf download "$repository" "$file" --local-dir "$folder"
 }
 
+# fetch_tokenizer FOLDER REPOSITORY FILE: a tokenizer's files, unless FILE, one of them, is there
+fetch_tokenizer() {
+    local folder=$1 repository=$2 file=$3 pattern patterns=()
+    if [ -s "$folder/$file" ]; then
+        echo "have  $folder"
+        return
+    fi
+    echo "fetch $folder from $repository"
+    for pattern in "tokenizer*" special_tokens_map.json vocab.json merges.txt spiece.model; do
+        patterns+=(--include "$pattern")
+    done
+    hf download "$repository" "${patterns[@]}" --local-dir "$folder" || fail "$folder: download failed; see the message above"
+}
+
 get_flux() {
     echo "FLUX.1-dev (23.8 GB) and its autoencoder (0.3 GB): FLUX.1 [dev] Non-Commercial License"
     local file
@@ -35,11 +50,13 @@ get_flux() {
 }
 
 get_text() {
-    echo "CLIP-L (0.2 GB, MIT) and T5-XXL (9.8 GB, Apache-2.0)"
+    echo "CLIP-L (0.2 GB, MIT) and T5-XXL (9.8 GB, Apache-2.0), with their tokenizers"
     local file
     for file in clip_l.safetensors t5xxl_fp16.safetensors; do
         fetch models/flux comfyanonymous/flux_text_encoders "$file" || fail "models/flux/$file: download failed; see the message above"
     done
+    fetch_tokenizer models/flux/tokenizer openai/clip-vit-large-patch14 vocab.json
+    fetch_tokenizer models/flux/tokenizer_2 google/t5-v1_1-xxl spiece.model
 }
 
 get_addons() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make the Python environment this project runs in, once; later calls return at once.
 #
-#   bash scripts/setup.sh [EXTRA...]     EXTRA: dev, exr, eval, app, train (see pyproject.toml)
+#   bash scripts/setup.sh [EXTRA...]     EXTRA: app, deepspeed, dev, eval, exr, gpu, train, vision (see pyproject.toml)
 #
 # An environment that is already active (venv or conda) is used; otherwise .venv/ is made in the project's folder.
 # JOINTDIT_TORCH_INDEX  package index to take torch from, for example https://download.pytorch.org/whl/cpu

@@ -20,4 +20,4 @@ shellcheck scripts/*.sh .ci/run
 ruff check .
 ruff format --check .
 mypy
-python -m pytest -q "${selection[@]}" "$@"
+python -m pytest -q ${selection[@]+"${selection[@]}"} "$@"

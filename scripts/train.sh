@@ -4,7 +4,7 @@
 #   bash scripts/train.sh your_image_folder [more flags of train.py]
 #
 # Prepare the folder first (README, "Train on your own data"); without step 2 add --no_is_latent_training.
-# Stop with Ctrl-C: a state is saved, and the same command with `--resume latest` goes on.
+# The folder is taken from here, the project's folder, unless its path is absolute. Stop with Ctrl-C: a state is saved, and the same command with `--resume latest` goes on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,6 +12,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=$1
 shift
 
+# shellcheck source=scripts/setup.sh
+source scripts/setup.sh
+jointdit_setup
 accelerate launch --config_file default_config.yaml --main_process_port 12342 --mixed_precision bf16 \
     --num_cpu_threads_per_process 8 train.py \
     --image_folder "$folder" \

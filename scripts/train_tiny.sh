@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Make the embedded model from nothing: scenes, autoencoder, text encoders, backbone, its guidance, joint stage, files in
-# assets/tiny.
+# Make the embedded model from nothing: scenes, autoencoder, text encoders, backbone, its guidance, joint stage.
 #
 #   bash scripts/train_tiny.sh            (about six hours on two CPU cores; set the numbers lower for a trial)
 #
@@ -10,7 +9,7 @@
 # A stage whose result is there is skipped, so the script can be stopped and started again; inside a stage the training
 # commands go on from their last state. Variables, with their defaults:
 WORK=${WORK:-outputs/tiny}                      # everything that is made on the way
-SCENES=${SCENES:-24000}                         # training scenes (seed 0)
+SCENES=${SCENES:-24000}                         # training scenes (seed 0), more than 256: the last 256 are held out of the backbone
 HELD_OUT=${HELD_OUT:-256}                       # scenes of another seed, for the validation loss and the previews
 AUTOENCODER_MINUTES=${AUTOENCODER_MINUTES:-16}  # training time of the autoencoder
 BACKBONE_MINUTES=${BACKBONE_MINUTES:-196}       # training time of the text-to-image backbone
@@ -20,11 +19,14 @@ JOINT_BATCH=${JOINT_BATCH:-16}                  # pairs a step
 LORA_RANK=${LORA_RANK:-64}                      # adapters in the blocks
 INPUT_RANKS=${INPUT_RANKS:-"64 64"}             # adapters of vector_in
 TEXT_RANK=${TEXT_RANK:-64}                      # adapter of txt_in
-COMPILE=${COMPILE-$(command -v g++ || true)}       # not empty: compile the joint stage's blocks, a quarter faster
-ASSETS=${ASSETS:-assets/tiny}                   # where the finished files go
+COMPILE=${COMPILE-$(command -v g++ || true)}    # not empty: compile the joint stage's blocks, a quarter faster
+ASSETS=${ASSETS:-$WORK/assets}                  # where the finished files go; assets/tiny is the shipped model's place
 EVALUATE=${EVALUATE:-256}                       # scenes of the final evaluation; 0 leaves it away
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/setup.sh
+source scripts/setup.sh
+jointdit_setup
 
 HELD_OUT_SEED=7 # not the seed of the evaluation's scenes, which nothing but the evaluation may see
 MODEL=$WORK/model

@@ -93,11 +93,15 @@ def test_download_leaves_alone_what_is_there(copy):
         path = copy / "models" / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
+    for name in ("tokenizer/vocab.json", "tokenizer_2/spiece.model"):
+        path = copy / "models" / "flux" / name
+        path.parent.mkdir()
+        path.write_bytes(b"x")
     hf = copy / ".venv" / "bin" / "hf"
     hf.write_text("#!/bin/sh\nexit 1\n")
     hf.chmod(0o755)
     status, said, _ = run(copy, "download_models.sh")
-    assert status == 0 and said.count("have  models/") == 5
+    assert status == 0 and said.count("have  models/") == 7
     (copy / "models" / "flux" / "ae.safetensors").unlink()
     status, _, error = run(copy, "download_models.sh")
     assert status == 2 and "accept the licence" in error and "hf auth login" in error

@@ -19,7 +19,7 @@ def load_whole(kind: Any, name: str, *, flag: str, **options: Any) -> Any:
     except ImportError as error:
         raise UserError(
             f"{flag}: needs a package that isn't installed ({first_line(error)}); most need no more than "
-            "pip install 'jointdit[vision]'"
+            "pip install -e '.[vision]'"
         ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(

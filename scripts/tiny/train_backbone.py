@@ -61,7 +61,7 @@ class BackboneArgs(Flags):
     """Flags of the backbone's training."""
 
     scenes: Path = flag(help="prepared scene folder (dataset/make_scenes.py); its last 256 scenes are held out")
-    output: Path = flag(help="folder for the three files; tokenizer/ and tokenizer_2/ are expected or made there")
+    output: Path = flag(help="folder for the three files; it holds tokenizer/ and tokenizer_2/ already")
     minutes: float = flag(60.0, help="training time", minimum=0)
     latents: Path | None = flag(
         None, help="latents of the scenes (scripts/tiny/cache_latents.py); made with the autoencoder if absent"
@@ -287,6 +287,10 @@ def main() -> None:
         t5_tokenizer=t5_tokenizer,
         limit=args.limit,
     )
+    if len(samples) <= HELD_OUT:
+        raise UserError(
+            f"--scenes {args.scenes}: {len(samples)} scenes are used; {HELD_OUT} are held out, so give more than that"
+        )
     if args.init is not None:
         model = load_model(args.init)
     else:

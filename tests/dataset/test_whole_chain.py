@@ -114,7 +114,7 @@ def test_an_imported_cache_trains_and_broken_ones_are_refused_by_both(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [".npy", ".png"])
 def test_depth_of_a_real_picture_comes_in_right(tmp_path, ending):
-    data = pytest.importorskip("skimage.data", reason="needs scikit-image: pip install 'jointdit[eval]'")
+    data = pytest.importorskip("skimage.data", reason="needs scikit-image: pip install -e '.[eval]'")
     left, _, disparity_hw = data.stereo_motorcycle()
     part = np.s_[2 : 2 + SIDE, :740]  # such that the centre lies on whole pixels and nothing is resampled
     left, disparity_hw = left[part], disparity_hw[part].astype(np.float64)

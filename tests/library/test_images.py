@@ -173,7 +173,7 @@ def test_folders_and_float_pictures_out_of_range(tmp_path: Path) -> None:
 def test_exr_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "d.exr").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
-    with pytest.raises(UserError, match=r"needs one more package: pip install 'jointdit\[exr\]'$"):
+    with pytest.raises(UserError, match=r"needs one more package: pip install -e '\.\[exr\]'$"):
         read_depth(tmp_path / "d.exr")
 
 

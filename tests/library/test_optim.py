@@ -112,7 +112,7 @@ def test_a_missing_package_is_named(name, monkeypatch):
         return
     for each in (package, module):
         monkeypatch.setitem(sys.modules, each, None)
-    with pytest.raises(UserError, match=rf"--optimizer_type {name}: .* can't be imported .*pip install 'jointdit\["):
+    with pytest.raises(UserError, match=rf"--optimizer_type {name}: .* can't be imported .*pip install -e '\.\["):
         make_optimizer(name, parameters(), learning_rate=0.1)
 
 
