@@ -4,7 +4,6 @@ The protocols are described where they are computed (`library/evaluation/embedde
 is the mean of dB.
 """
 
-import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ class Bound:
     of: str | None = None
 
     def met(self, key: str, values: Mapping[str, float]) -> bool:
-        """Tell whether the measure `key` keeps the bound; NaN never does."""
-        limit = self.value if self.of is None else self.value * values.get(self.of, math.nan)
+        """Tell whether the measure `key` keeps the bound; NaN never does. What `of` names must have been measured."""
+        limit = self.value if self.of is None else self.value * values[self.of]
         return _COMPARE[self.sign](values[key], limit)
 
     def describe(self) -> str:
@@ -156,14 +155,19 @@ def rows(values: Mapping[str, float]) -> Iterator[tuple[str, str, str, str, str]
             for key in measure.beside
             if key in values
         )
-        must = " and ".join(bound.describe() for bound in measure.must)
-        verdict = "" if not measure.must else "ok" if keeps_bounds(measure, values) else "MISSED"
+        must = " and ".join(bound.describe() for bound in judged(measure, values))
+        verdict = "" if not must else "ok" if keeps_bounds(measure, values) else "MISSED"
         yield measure.key, _number(values[measure.key], measure.digits), beside, must, verdict
 
 
 def keeps_bounds(measure: Measure, values: Mapping[str, float]) -> bool:
-    """Tell whether a measure that was made keeps all its bounds."""
-    return all(bound.met(measure.key, values) for bound in measure.must)
+    """Tell whether a measure that was made keeps all its bounds that can be judged."""
+    return all(bound.met(measure.key, values) for bound in judged(measure, values))
+
+
+def judged(measure: Measure, values: Mapping[str, float]) -> list[Bound]:
+    """Return a measure's bounds but for shares of measures that weren't made."""
+    return [bound for bound in measure.must if bound.of is None or bound.of in values]
 
 
 def missed(values: Mapping[str, float]) -> list[str]:

@@ -162,6 +162,12 @@ def test_tables_show_value_baselines_and_verdict():
     assert compared(values, {"ae_psnr_rgb": 30.0}) == "ae_psnr_rgb: 30.0 -> 36.6"
 
 
+def test_a_share_of_what_was_not_measured_is_not_judged():
+    assert missed({"depth_absrel": 0.075}) == []
+    assert missed({"depth_absrel": 0.09}) == ["depth_absrel"]
+    assert missed({"depth_absrel": math.nan}) == ["depth_absrel"]
+
+
 def test_parts_of_a_scene_set_must_match():
     known = scenes()
     with pytest.raises(ValueError, match="as many of each part"):
