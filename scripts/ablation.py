@@ -99,6 +99,8 @@ class AblationArgs(Flags):
                 raise UserError(f"--train_flags {text}: write NAME=VALUE without dashes, or NAME alone for a switch")
             if name in OWN:
                 raise UserError(f"--train_flags {text}: the ablation sets {name} itself")
+            if name in FROZEN:
+                raise UserError(f"--train_flags {text}: all runs share the frozen parts; give --base their folder")
 
     @property
     def kind(self) -> str:

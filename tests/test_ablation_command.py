@@ -20,7 +20,7 @@ from library.training_args import TrainingArgs
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from ablation import OWN, AblationArgs, check_settings, train_command  # noqa: E402
+from ablation import FROZEN, OWN, AblationArgs, check_settings, train_command  # noqa: E402
 
 
 def arguments(tmp_path, **changes):
@@ -61,7 +61,12 @@ def test_train_flags_win_over_the_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("--compile", "without dashes"), *((f"{name}=1", "sets .* itself") for name in sorted(OWN))]
+    ("text", "reason"),
+    [
+        ("--compile", "without dashes"),
+        *((f"{name}=1", "sets .* itself") for name in sorted(OWN)),
+        *((f"{name}=1", "give --base their folder") for name in FROZEN),
+    ],
 )
 def test_train_flags_that_cannot_be(tmp_path, text, reason):
     with pytest.raises(UserError, match=f"--train_flags {text}: .*{reason}"):
