@@ -27,11 +27,13 @@ def crop(x_BChw: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def resize(x_BChw: Tensor, *, height: int, width: int) -> Tensor:
-    """Resize the last two axes bilinearly, smoothing when it shrinks; the range of values is never left."""
+    """Resize the last two axes bilinearly, smoothing when it shrinks; no map's range of values is ever left."""
     if x_BChw.shape[-2:] == (height, width):
         return x_BChw
     flat = x_BChw.reshape(-1, 1, *x_BChw.shape[-2:])
     resized = functional.interpolate(flat, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    # The weights of a mean add up to 1 only roughly, so that the mean of equal values can lie a last bit beside them.
+    resized = resized.clamp(flat.amin(dim=(-2, -1), keepdim=True), flat.amax(dim=(-2, -1), keepdim=True))
     return resized.view(*x_BChw.shape[:-2], height, width)
 
 

@@ -20,7 +20,13 @@ def test_resizing_keeps_range_and_identity() -> None:
     assert resize(x, height=40, width=24) is x
     small = resize(x, height=9, width=7)
     assert small.shape == (3, 9, 7) and small.min() >= x.min() and small.max() <= x.max()
-    torch.testing.assert_close(resize(torch.full((3, 5), 0.3), height=31, width=8), torch.full((31, 8), 0.3))
+
+
+@pytest.mark.parametrize("size", [(77, 131), (31, 8), (200, 300)])
+def test_resizing_leaves_no_maps_range_by_a_last_bit(size: tuple[int, int]) -> None:
+    maps = torch.stack([torch.full((128, 218), value) for value in (1.0, 0.3, 0.0)])
+    resized = resize(maps, height=size[0], width=size[1])
+    assert torch.equal(resized, maps[:, :1, :1].expand(3, *size))
 
 
 def test_processing_size_keeps_the_aspect() -> None:
