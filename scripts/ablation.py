@@ -3,13 +3,14 @@
 Every arm is trained from the same base on the same data for as many steps, once for each seed, and measured on the same
 held-out scenes with the same noise. What all runs share is made once: the cache (dataset/preprocess_step2.py), the
 prompts, the scenes, the judge's look at true pictures. Writes ablation.json and ablation.md into --output, anew after
-every run. Started again, it skips what has its figures and goes on with what was interrupted. The arms stand in
-library/evaluation/ablation.py.
+every run, of all runs that have figures there. Started again, it skips those and goes on with what was interrupted. The
+arms stand in library/evaluation/ablation.py.
 """
 
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from dataset.synthetic import GENERATOR_VERSION
 from library.args import Flags, flag, flag_values, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
-from library.evaluation.ablation import ARMS, Arm, report, summary
+from library.evaluation.ablation import ARMS, Arm, Results, report, summary
 from library.evaluation.embedded import Setting, measure, measure_set
 from library.evaluation.generation import load_batched_model
 from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addons
@@ -125,16 +126,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run in progress is told to stop
     check_settings(args)
     measuring = Measuring(args, threads=threads)
-    results: dict[str, dict[int, dict[str, float]]] = {}
     for seed in range(1, args.seeds + 1):  # seed by seed: an interrupted ablation compares what it has
         for name in args.arms:
-            figures = args.output / "figures" / f"{name}_seed{seed}.json"
+            figures = figures_file(args.output, name, seed)
             if not figures.exists():
                 say(f"== {ARMS[name].label}, seed {seed}")
                 addons = train(args, name, seed, threads=threads)
                 write_json(figures, measuring.figures(addons))
-            results.setdefault(name, {})[seed] = json.loads(figures.read_text(encoding="utf-8"))
-            write_results(args, results)
+                write_results(args, read_results(args.output))
+    write_results(args, read_results(args.output))
     say(f"{args.output / 'ablation.md'}")
 
 
@@ -273,7 +273,24 @@ def call(script: str, *arguments: str) -> None:
         raise UserError(f"{script}: failed with status {status}; the reason stands above")
 
 
-def write_results(args: AblationArgs, results: dict[str, dict[int, dict[str, float]]]) -> None:
+def figures_file(folder: Path, name: str, seed: int) -> Path:
+    """Return where the figures of an arm's run are kept."""
+    return folder / "figures" / f"{name}_seed{seed}.json"
+
+
+def read_results(folder: Path) -> Results:
+    """Return the figures of all runs measured so far, in this call or an earlier one, by arm and seed."""
+    seeds = {name: re.compile(rf"{name}_seed(\d+)\.json") for name in ARMS}
+    files = [path.name for path in (folder / "figures").glob("*.json")]
+    found = {name: sorted(int(m[1]) for file in files if (m := seeds[name].fullmatch(file))) for name in ARMS}
+    return {
+        name: {seed: json.loads(figures_file(folder, name, seed).read_text(encoding="utf-8")) for seed in numbers}
+        for name, numbers in found.items()
+        if numbers
+    }
+
+
+def write_results(args: AblationArgs, results: Results) -> None:
     """Write the figures so far as JSON and as Markdown."""
     first = next(iter(next(iter(results.values())).values()))
     facts = (
@@ -287,7 +304,8 @@ def write_results(args: AblationArgs, results: dict[str, dict[int, dict[str, flo
         f"depth where its AbsRel is below {first['depth_absrel_mean_map']:.4f}, that of the training scenes' mean map "
         f"(a constant map's is {first['depth_absrel_constant']:.4f})."
     )
-    settings = flag_values(args) | {"recipe": RECIPE, "generator_version": GENERATOR_VERSION}
+    settings = {name: value for name, value in flag_values(args).items() if name not in ("arms", "seeds")}
+    settings |= {"recipe": RECIPE, "generator_version": GENERATOR_VERSION}  # the results tell arms and seeds
     write_json(args.output / "ablation.json", {"settings": settings, **summary(results)})
     write_text(args.output / "ablation.md", report(results, facts=facts))
 

@@ -15,12 +15,21 @@ from dataset.layout import Layout
 from library.args import parse
 from library.errors import UserError
 from library.evaluation.ablation import ARMS
+from library.files import write_json
 from library.training_args import TrainingArgs
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from ablation import FROZEN, OWN, AblationArgs, check_settings, train_command  # noqa: E402
+from ablation import (  # noqa: E402
+    FROZEN,
+    OWN,
+    AblationArgs,
+    check_settings,
+    figures_file,
+    read_results,
+    train_command,
+)
 
 
 def arguments(tmp_path, **changes):
@@ -90,6 +99,17 @@ def test_a_folder_of_runs_on_other_weights_is_refused(tmp_path):
         check_settings(arguments(tmp_path, base=base))
 
 
+def test_results_of_earlier_calls_stay_in_the_table(tmp_path):
+    for name, seed in (("both", 10), ("both", 2), ("neither", 1)):
+        write_json(figures_file(tmp_path, name, seed), {"depth_absrel": seed})
+    (tmp_path / "figures" / "other_seed1.json").touch()
+    assert read_results(tmp_path) == {
+        "neither": {1: {"depth_absrel": 1}},
+        "both": {2: {"depth_absrel": 2}, 10: {"depth_absrel": 10}},
+    }
+    assert list(read_results(tmp_path)) == ["neither", "both"] and list(read_results(tmp_path)["both"]) == [2, 10]
+
+
 def run(*command):
     """Run a command of this project; return (exit status, everything it said)."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -126,3 +146,5 @@ def test_a_rehearsal_with_two_arms(tmp_path):
     status, said = run(*command)  # everything is there
     assert status == 0 and "==" not in said
     assert {path: path.stat().st_mtime_ns for path in out.glob("figures/*")} == before
+    status, said = run(*command, "--arms", "both")  # asks for fewer
+    assert status == 0 and set(json.loads((out / "ablation.json").read_text())["arms"]) == {"neither", "both"}
