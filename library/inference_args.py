@@ -24,7 +24,7 @@ class TaskArgs(ModelArgs):
         None, help="depth map a picture is made for: .npy, 8- or 16-bit grey picture, float TIFF, .exr", metavar="FILE"
     )
     depth_kind: str = flag(
-        DEPTH_KINDS[0], help="what --input_depth holds: disparity (near = large) or depth (distances)", choices=DEPTH_KINDS
+        "disparity", help="what --input_depth holds: disparity (near = large) or depth (distances)", choices=DEPTH_KINDS
     )
     condition_noise: float = flag(
         0.0, help="noise level the given picture or map is held at: 0 is followed exactly, nearer 1 more loosely",
@@ -93,8 +93,8 @@ class InferenceArgs(OutputArgs, SamplingArgs, TaskArgs):
             raise UserError(
                 f"--condition_noise {self.condition_noise}: --gen_type {task.name} is given nothing to hold"
             )
-        if self.depth_kind != DEPTH_KINDS[0] and self.input_depth is None:
-            raise UserError(f"--depth_kind {self.depth_kind}: there is no --input_depth that it speaks of; leave it away")
+        if self.depth_kind != "disparity" and self.input_depth is None:
+            raise UserError(f"--depth_kind {self.depth_kind}: says what --input_depth holds; leave it away")
         if task.given is None and self.processing_resolution is not None:
             raise UserError(
                 f"--processing_resolution {self.processing_resolution}: --gen_type {task.name} has no input; "

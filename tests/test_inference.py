@@ -186,7 +186,7 @@ MISTAKES = {
     "seed twice": (lambda d: [*JOINT, "--seed", 4, 4], "--seed 4 4: 4 is there twice"),
     "seed too big": (lambda d: [*JOINT, "--seed", 2**63], f"--seed {2**63}: must be below 2^63"),
     "nothing to hold": (lambda d: [*JOINT, "--condition_noise", 0.5], "--condition_noise 0.5: --gen_type joint_gen"),
-    "no depth of a kind": (lambda d: [*JOINT, "--depth_kind", "depth"], "--depth_kind depth: there is no --input_depth"),
+    "no depth of a kind": (lambda d: [*JOINT, "--depth_kind", "depth"], "--depth_kind depth: says what --input_depth"),
     "nothing to process": (lambda d: [*JOINT, "--processing_resolution", 9], "--processing_resolution 9: --gen_type"),
     "name with folder": (lambda d: [*JOINT, "--output_name", "a/b"], "--output_name 'a/b': must be a plain name"),
     "long output name": (lambda d: [*JOINT, "--output_name", "a" * 230], "--output_dir {d}/out: can't be written to"),
