@@ -109,7 +109,7 @@ def parse(
     first, _ = _config_parser().parse_known_args(list(argv))
     tokens: list[str] = []
     if first.config_file is not None:
-        tokens = list(_tokens_from_toml(Path(first.config_file), parser))
+        tokens = list(_tokens_from_toml(first.config_file, parser))
         try:
             _parse_known(parser, tokens, known)
         except UserError as error:
@@ -160,7 +160,7 @@ class _Ignored(argparse.Action):
 
 def _config_parser() -> _Parser:
     parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config_file", default=None)
+    parser.add_argument("--config_file", type=_converter(Path), default=None)
     return parser
 
 
@@ -174,8 +174,10 @@ def _no_effect(cls: type[Flags]) -> dict[str, NoEffect]:
 
 def _build_parser(cls: type[Flags], *, description: str | None, program: str | None) -> _Parser:
     parser = _Parser(prog=program, description=description, allow_abbrev=False)
-    parser.add_argument("--config_file", metavar="X.toml", default=argparse.SUPPRESS, help="flags from a TOML file; "
-                        "its keys are the flags' names, and the command line wins")  # fmt: skip
+    parser.add_argument(
+        "--config_file", metavar="X.toml", default=argparse.SUPPRESS, type=_converter(Path), help="flags from a TOML "
+        "file; its keys are the flags' names, and the command line wins",
+    )  # fmt: skip
     hints = get_type_hints(cls)
     groups: dict[type, Any] = {}
     for item in fields(cls):
@@ -229,6 +231,10 @@ def _converter(kind: type) -> Any:
     wanted = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
 
     def convert(text: str) -> Any:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # no JSON file could say what was given
+            raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8; type the text anew or rename the file") from None
         try:
             return kind(text)
         except ValueError:

@@ -30,6 +30,7 @@ class Sample(ModelArgs):
     )
     kind: str = flag("disparity", help="kind", choices=("disparity", "depth"))
     output: Path = flag(Path("outputs"), help="where")
+    name: str | None = flag(None, help="a name")
     keep: bool = flag(True, help="keep")
 
 
@@ -65,6 +66,8 @@ def test_types_and_defaults() -> None:
         ("--steps 3 4", "'4': belongs to no flag; put texts with spaces in quotes"),
         ("--sdpa --xformers", "--xformers: --sdpa is given too; choose one kind of attention"),
         ("--steps", "--steps: expected one argument"),
+        ("--output b\udcff", r"--output: 'b\udcff' is not UTF-8; type the text anew or rename the file"),
+        ("--name=ä\udcff", r"--name: 'ä\udcff' is not UTF-8; type the text anew or rename the file"),
     ],
 )
 def test_wrong_values_are_named(line: str, message: str) -> None:
@@ -137,6 +140,8 @@ def test_config_file_errors(tmp_path: Path, content: str, message: str) -> None:
     assert message in str(caught.value) and str(path) in str(caught.value)
     with pytest.raises(UserError, match="^--config_file nowhere.toml: No such file"):
         parse(["--config_file", "nowhere.toml"], Sample)
+    with pytest.raises(UserError, match=r"^--config_file: 'no\\udcff' is not UTF-8"):
+        parse(["--config_file", "no\udcff"], Sample)
 
 
 def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
