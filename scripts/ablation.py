@@ -35,6 +35,7 @@ from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addon
 from library.evaluation.progress import Progress
 from library.files import write_json, write_text
 from library.weight_paths import EMBEDDED, embedded_files, find_addons
+from library.writable import require_writable, writing
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDONS = "jointdit_addons"
@@ -117,6 +118,7 @@ class AblationArgs(Flags):
 def main() -> None:
     """Read the flags, run every arm that has no figures yet, write the tables."""
     args = parse(sys.argv[1:], AblationArgs, description=__doc__)
+    require_writable(args.output / "ablation.json", told=f"--output {args.output}")
     threads = set_threads(args.num_threads)
     if not Layout(args.image_folder).processed_images.is_dir():
         raise UserError(
@@ -132,7 +134,9 @@ def main() -> None:
             if not figures.exists():
                 say(f"== {ARMS[name].label}, seed {seed}")
                 addons = train(args, name, seed, threads=threads)
-                write_json(figures, measuring.figures(addons))
+                measured = measuring.figures(addons)
+                with writing(f"--output {args.output}"):
+                    write_json(figures, measured)
                 write_results(args, read_results(args.output))
     write_results(args, read_results(args.output))
     say(f"{args.output / 'ablation.md'}")
@@ -306,8 +310,9 @@ def write_results(args: AblationArgs, results: Results) -> None:
     )
     settings = {name: value for name, value in flag_values(args).items() if name not in ("arms", "seeds")}
     settings |= {"recipe": RECIPE, "generator_version": GENERATOR_VERSION}  # the results tell arms and seeds
-    write_json(args.output / "ablation.json", {"settings": settings, **summary(results)})
-    write_text(args.output / "ablation.md", report(results, facts=facts))
+    with writing(f"--output {args.output}"):
+        write_json(args.output / "ablation.json", {"settings": settings, **summary(results)})
+        write_text(args.output / "ablation.md", report(results, facts=facts))
 
 
 if __name__ == "__main__":

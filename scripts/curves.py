@@ -33,6 +33,7 @@ from library.files import write_atomically, write_json, write_text
 from library.flags import given
 from library.pipeline import GUIDANCE_SCALE
 from library.weight_paths import embedded_files, find_addons
+from library.writable import require_writable, writing
 
 BASELINE_SCENES = 16  # training scenes behind the baselines, which the curves don't show
 
@@ -122,6 +123,7 @@ Figures = Mapping[str, float]
 def main() -> None:
     """Measure every point that has no figures yet, and write all curves after each."""
     args = parse(sys.argv[1:], CurvesArgs, description=__doc__)
+    require_writable(args.output / "curves.json", told=f"--output {args.output}")
     started = time.monotonic()
     threads = set_threads(args.num_threads)
     paths, addons = embedded_files(folder=args.model_folder), args.addons_by_pairs()
@@ -244,7 +246,11 @@ def tables_of(known: Mapping[Point, Figures]) -> dict[str, dict[str, dict[float,
 
 def write_results(folder: Path, known: Mapping[Point, Figures], facts: Mapping) -> None:
     """Write all three files."""
-    tables = tables_of(known)
+    with writing(f"--output {folder}"):
+        _write_files(folder, tables_of(known), facts)
+
+
+def _write_files(folder: Path, tables: Mapping[str, Mapping[str, Mapping[float, Figures]]], facts: Mapping) -> None:
     by_text = {
         over: {task: {shown(value): figures for value, figures in table.items()} for task, table in tasks.items()}
         for over, tasks in tables.items()

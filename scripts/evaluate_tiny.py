@@ -25,6 +25,7 @@ from library.evaluation.progress import Progress
 from library.evaluation.report import compared, markdown_table, missed, text_table
 from library.files import write_json, write_text
 from library.weight_paths import embedded_files, find_addons, weight_hashes
+from library.writable import require_writable, writing
 
 BASELINES = {"set", "autoencoder"}  # groups of measures with baselines from training scenes
 
@@ -62,11 +63,17 @@ class EvaluateArgs(Flags):
         if self.size % 16:
             raise UserError(f"--size {self.size}: must be a multiple of 16")
 
+    def outputs(self) -> list[tuple[str, Path]]:
+        """Return the files to write, each with its flag."""
+        return [(name, path) for name in ("json", "markdown") if (path := getattr(self, name)) is not None]
+
 
 def main() -> None:
     """Read the flags, render, measure, print and write."""
     args = parse(sys.argv[1:], EvaluateArgs, description=__doc__)
     threads = set_threads(args.num_threads)
+    for name, path in args.outputs():
+        require_writable(path, told=f"--{name} {path}")
     earlier = read_figures(args.compare) if args.compare else {}
     paths = embedded_files(folder=args.model_folder)
     if args.jointdit_addons_path is not None:
@@ -119,10 +126,12 @@ def main() -> None:
 def finish(args: EvaluateArgs, values: dict[str, float], facts: dict, earlier: dict[str, float]) -> None:
     """Write what was asked for, print the comparison, and fail for missed bounds if told to."""
     if args.json:
-        write_json(args.json, facts | values | {"missed": missed(values)})
+        with writing(f"--json {args.json}"):
+            write_json(args.json, facts | values | {"missed": missed(values)})
         say(f"figures: {args.json}")
     if args.markdown:
-        write_text(args.markdown, markdown_table(values) + "\n")
+        with writing(f"--markdown {args.markdown}"):
+            write_text(args.markdown, markdown_table(values) + "\n")
         say(f"table: {args.markdown}")
     if earlier:
         say(compared(values, earlier))

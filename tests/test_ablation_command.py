@@ -27,6 +27,7 @@ from ablation import (  # noqa: E402
     AblationArgs,
     check_settings,
     figures_file,
+    main,
     read_results,
     train_command,
 )
@@ -97,6 +98,13 @@ def test_a_folder_of_runs_on_other_weights_is_refused(tmp_path):
         file.write(b"another judge")
     with pytest.raises(UserError, match="holds runs made with weights"):
         check_settings(arguments(tmp_path, base=base))
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_first(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--output", str(tmp_path / "file")])
+    with pytest.raises(UserError, match=f"^--output {tmp_path}/file: can't be written to"):
+        main()
 
 
 def test_results_of_earlier_calls_stay_in_the_table(tmp_path):

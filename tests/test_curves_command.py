@@ -34,6 +34,12 @@ def test_addons_come_with_their_number_of_pairs(text):
         curves.CurvesArgs(addons=(text,))
 
 
+def test_a_folder_that_cannot_be_written_to_is_told_first(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"^--output {tmp_path}/file: can't be written to"):
+        draw(monkeypatch, tmp_path / "file")
+
+
 @pytest.fixture
 def guided(tmp_path, monkeypatch):
     """Folder of a random model whose backbone has a guidance embedding."""
