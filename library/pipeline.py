@@ -99,9 +99,9 @@ class Pipeline:
             task: a name in `TASKS`.
             prompt: what the picture shows; None is the empty prompt.
             image: (3, h, w) in [0, 1], for a task that is given a picture.
-            depth: (h, w) disparity of any scale, near = large, for a task that is given a map.
+            depth: (h, w) finite disparity of any scale, near = large, for a task that is given a map.
             seeds: of the noise, drawn on the CPU in float32, so that it is the same on every device.
-            steps: denoising steps; None is the variant's own number.
+            steps: denoising steps, at least 1; None is the variant's own number.
             guidance_scale: for backbones that have a guidance embedding; None is 3.5.
             size: (rows, columns) of the results; None is the given input's, else the variant's own.
             processing_resolution: short side the model works at for a given input; 0 is the input's own size, None the
@@ -111,13 +111,19 @@ class Pipeline:
 
         Returns:
             Results at `size`; the given modality is returned as given, resized at most.
+
+        Raises:
+            ValueError: the task is given too much or too little; `image` or `depth` isn't of floats, of its shape or
+                within its range; `steps` or `condition_noise` is out of range.
+            UserError: weights aren't what they should be, or the model would work at more than 4096 x 4096 pixels.
         """
         given_name = TASKS[task].given
         values = {"rgb": image, "depth": depth}
         if any((value is not None) != (name == given_name) for name, value in values.items()):
             raise ValueError(f"task {task} is given {given_name or 'nothing'}, and only that")
         given = None if given_name is None else values[given_name]
-        steps = steps or self.variant.steps
+        _require_valid(image=image, depth=depth, steps=steps, condition_noise=condition_noise)
+        steps = self.variant.steps if steps is None else steps
         size, work = self._sizes(given, size=size, processing_resolution=processing_resolution)
         _require_possible(work)
 
@@ -266,6 +272,28 @@ class Pipeline:
             dtype = torch.float32 if self.dtype == torch.float16 else self.dtype  # its activations overflow fp16
             self._autoencoder = load_autoencoder(self.paths.ae, dtype=dtype, device=self.device)
         return self._autoencoder
+
+
+def _require_valid(*, image: Tensor | None, depth: Tensor | None, steps: int | None, condition_noise: float) -> None:
+    """Refuse arguments of `Pipeline.run` that a wrong result would come of without a word."""
+    if image is not None:
+        if not image.is_floating_point() or image.ndim != 3 or len(image) != 3:
+            raise ValueError(f"image: is {_described(image)}; give floats of shape (3, h, w)")
+        if not ((image >= 0) & (image <= 1)).all():
+            raise ValueError(f"image: has values from {image.min():g} to {image.max():g}; all must lie in [0, 1]")
+    if depth is not None:
+        if not depth.is_floating_point() or depth.ndim != 2:
+            raise ValueError(f"depth: is {_described(depth)}; give floats of shape (h, w)")
+        if not depth.isfinite().all():
+            raise ValueError(f"depth: holds {int((~depth.isfinite()).sum())} NaN or infinite values; fill them first")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps: is {steps}; must be at least 1")
+    if not 0 <= condition_noise < 1:
+        raise ValueError(f"condition_noise: is {condition_noise}; must be in [0, 1)")
+
+
+def _described(values: Tensor) -> str:
+    return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
 
 
 def _require_possible(work: Size) -> None:

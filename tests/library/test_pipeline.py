@@ -99,6 +99,26 @@ def test_a_task_takes_what_it_is_given_and_nothing_else(pipeline: Pipeline, imag
             pipeline.run(task, **inputs)
 
 
+@pytest.mark.parametrize(
+    ("task", "wrong", "message"),
+    [
+        ("depth_estimation", {"image": torch.zeros(3, 9, 8, dtype=torch.uint8)}, r"image: is uint8 of shape \(3, 9"),
+        ("depth_estimation", {"image": torch.zeros(4, 9, 8)}, r"image: is float32 of shape \(4, 9, 8\); give floats"),
+        ("depth_estimation", {"image": torch.full((3, 9, 8), 254.0)}, "image: has values from 254 to 254; all must"),
+        ("depth_estimation", {"image": torch.full((3, 9, 8), torch.nan)}, "image: has values from nan to nan; all"),
+        ("depth_to_image", {"depth": torch.zeros(1, 9, 8)}, r"depth: is float32 of shape \(1, 9, 8\); give floats of"),
+        ("depth_to_image", {"depth": torch.full((9, 8), torch.nan)}, "depth: holds 72 NaN or infinite values; fill"),
+        ("joint_generation", {"steps": 0}, "steps: is 0; must be at least 1"),
+        ("depth_to_image", {"depth": torch.eye(9), "condition_noise": 2}, r"condition_noise: is 2; must be in \[0"),
+    ],
+)
+def test_arguments_that_would_spoil_a_result_in_silence_are_refused(
+    pipeline: Pipeline, task: str, wrong: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        pipeline.run(task, prompt="x", **wrong)
+
+
 def test_variant_and_parts_are_loaded_when_needed() -> None:
     pipeline = Pipeline(WeightPaths(**tiny_model()))
     assert pipeline.variant is VARIANTS["tiny"] and pipeline.depth_transform == "none"
