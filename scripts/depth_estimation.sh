@@ -2,6 +2,8 @@
 # The depth of an image. Flags given to this script are added at the end and win:
 #
 #   bash scripts/depth_estimation.sh --input_image picture.jpg
+#
+# Paths are taken from the project's folder, whatever folder this is called from: give others whole.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/weights.sh

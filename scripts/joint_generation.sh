@@ -2,6 +2,8 @@
 # An image with its depth from a sentence. Flags given to this script are added at the end and win:
 #
 #   bash scripts/joint_generation.sh --text_prompt "..." --seed 1 2 3
+#
+# Paths are taken from the project's folder, whatever folder this is called from: give others whole.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/weights.sh
