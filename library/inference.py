@@ -20,7 +20,7 @@ from library.images import read_depth, read_rgb
 from library.inference_args import INPUT_FLAGS, InferenceArgs
 from library.pipeline import GUIDANCE_SCALE, Pipeline
 from library.results import file_hash, name_from, save_result, versions
-from library.sizes import MAX_ASPECT, is_too_thin
+from library.sizes import MAX_ASPECT, is_stretched, is_too_thin
 from library.tasks import TASKS
 from library.weight_paths import WeightPaths, weight_paths
 
@@ -95,6 +95,11 @@ def read_inputs(args: InferenceArgs) -> dict[str, Tensor]:
             f"--input_{name} {args.given_path}: is {width} x {height} pixels, and at most {MAX_ASPECT} times as long "
             "as wide is scaled to the model's size; cut it, or give --processing_resolution 0 or --output_resolution"
         )
+    if args.output_resolution is not None and is_stretched((height, width), args.output_resolution[::-1]):
+        logger.warning(
+            "--output_resolution %d %d: the input is %d x %d pixels, of another aspect; it is stretched",
+            *args.output_resolution, width, height,
+        )  # fmt: skip
     return inputs
 
 

@@ -40,10 +40,18 @@ def resize(x_BChw: Tensor, *, height: int, width: int) -> Tensor:
 MAX_TOKENS = 65536  # of one modality, 4096 x 4096 pixels: more is a slip of the flags, or no memory will do
 MAX_ASPECT = 8  # long side to short side: with its short side as the model wants it, a thinner picture is a huge one
 
+UNSEEN_STRETCH = 1.02  # sides of whole pixels, or of multiples of 16, can rarely keep an aspect better
+
 
 def is_too_thin(height: int, width: int) -> bool:
     """Whether a picture is too thin to be scaled by its short side."""
     return max(height, width) > MAX_ASPECT * min(height, width)
+
+
+def is_stretched(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a picture of one (height, width) visibly changes its aspect in the other; rounding doesn't count."""
+    change = size[0] * other[1] / (size[1] * other[0])
+    return max(change, 1 / change) > UNSEEN_STRETCH
 
 
 def processing_size(height: int, width: int, *, short_side: int) -> tuple[int, int]:

@@ -214,6 +214,15 @@ def test_a_thin_picture_is_taken_as_it_is_or_at_a_given_size(inputs: Path, monke
         assert run(monkeypatch, *line, *size) == 0
 
 
+def test_a_stretched_result_is_said_in_one_line(inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    line = (*ESTIMATE, inputs / "picture.png", "--steps", 1, "--output_dir", inputs, "--seed", 1, 2)
+    assert run(monkeypatch, *line, "--output_resolution", 32, 32) == 0
+    said = "warning: --output_resolution 32 32: the input is 50 x 34 pixels, of another aspect; it is stretched"
+    assert capsys.readouterr().err.splitlines().count(said) == 1
+    assert run(monkeypatch, *line, "--output_resolution", 25, 17) == 0
+    assert "aspect" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_one_line_and_exit_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, case: str) -> None:
     if case == "no CUDA" and torch.cuda.is_available():

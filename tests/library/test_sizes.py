@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from library.sizes import crop, pad_to_multiple, processing_size, resize
+from library.sizes import crop, is_stretched, pad_to_multiple, processing_size, resize
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (3, 17, 31), (2, 3, 16, 33), (5, 48)])
@@ -27,6 +27,11 @@ def test_resizing_leaves_no_maps_range_by_a_last_bit(size: tuple[int, int]) -> N
     maps = torch.stack([torch.full((128, 218), value) for value in (1.0, 0.3, 0.0)])
     resized = resize(maps, height=size[0], width=size[1])
     assert torch.equal(resized, maps[:, :1, :1].expand(3, *size))
+
+
+def test_only_a_visible_change_of_the_aspect_is_a_stretch() -> None:
+    assert is_stretched((480, 640), (480, 480)) and is_stretched((480, 480), (480, 640))
+    assert not is_stretched((667, 1000), (688, 1024)) and not is_stretched((34, 50), (11, 16))
 
 
 def test_processing_size_keeps_the_aspect() -> None:
