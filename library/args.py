@@ -85,7 +85,8 @@ class RuntimeArgs(Flags):
 
     device: str = flag("auto", help="where to compute; auto takes CUDA, then MPS, then the CPU",
                        choices=("auto", "cuda", "mps", "cpu"))  # fmt: skip
-    num_threads: int = flag(0, help="CPU threads; 0 shares the cores among the local processes", minimum=0)
+    num_threads: int = flag(0, help="CPU threads; 0 shares the cores among the local processes; a CPU gives the same "
+                            "bytes again at the same number only", minimum=0)  # fmt: skip
     mixed_precision: str = flag("no", help="precision of the computation on a GPU", choices=("no", "fp16", "bf16"))
     full_bf16: bool = flag(False, help="hold the weights and compute in bf16; on a CPU only together with --device cpu")
     blocks_to_swap: int = flag(
