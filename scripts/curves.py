@@ -21,7 +21,7 @@ import torch
 from dataset.cache import fingerprint
 from dataset.evaluation_scenes import evaluation_setting
 from dataset.synthetic import GENERATOR_VERSION
-from library.args import Flags, flag, parse
+from library.args import Flags, RuntimeArgs, flag, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.evaluation.curve_plot import Plot, draw
@@ -94,7 +94,9 @@ class CurvesArgs(Flags):
     minutes: float = flag(0.0, help="begin no point after so long; start again to go on (0: no limit)", minimum=0.0)
     batch: int = flag(32, help="samples at a time", minimum=1)
     num_threads: int = flag(0, help="CPU threads; 0 takes the cores this process may use", minimum=0)
-    device: str = flag("cpu", help="where the model computes, such as cpu or cuda")
+    device: str = flag(
+        "cpu", help="where the model computes; auto takes CUDA, then MPS", choices=("auto", "cuda", "mps", "cpu")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,10 +128,11 @@ def main() -> None:
     require_writable(args.output / "curves.json", told=f"--output {args.output}")
     started = time.monotonic()
     threads = set_threads(args.num_threads)
+    device = RuntimeArgs(device=args.device).torch_device()
     paths, addons = embedded_files(folder=args.model_folder), args.addons_by_pairs()
-    facts = fixed_facts(args, paths)
+    facts = fixed_facts(args, paths, device=device.type)
     known = read_points(args.output, facts)
-    judge = make_judge(args, paths)
+    judge = make_judge(args, paths, device=device)
     guided = judge.model.model.config.guidance_embed
     if not guided and given(args, ["guidance"]):
         raise UserError("--guidance: the backbone has no guidance embedding; leave the flag away")
@@ -177,9 +180,8 @@ def setting_of(
     return replace(setting, model=JudgedModel(model=model, judge=judge))
 
 
-def make_judge(args: CurvesArgs, paths: Mapping[str, Path]) -> Judge:
+def make_judge(args: CurvesArgs, paths: Mapping[str, Path], *, device: torch.device) -> Judge:
     """Load the model."""
-    device = torch.device(args.device)
     model = load_batched_model(paths, progress=Progress(total=1), batch=args.batch, device=device)
     return Judge(model=model, steps=args.depth_steps, precision=args.precision)
 
@@ -197,7 +199,7 @@ def make_setting(args: CurvesArgs, judge: Judge) -> Setting:
     )
 
 
-def fixed_facts(args: CurvesArgs, paths: Mapping[str, Path]) -> dict:
+def fixed_facts(args: CurvesArgs, paths: Mapping[str, Path], *, device: str) -> dict:
     """Return what must be the same for all points of a folder."""
     return {
         "scenes": args.scenes,
@@ -205,7 +207,7 @@ def fixed_facts(args: CurvesArgs, paths: Mapping[str, Path]) -> dict:
         "sampling_steps": args.sampling_steps,
         "depth_steps": args.depth_steps,
         "precision": args.precision,
-        "device": args.device,
+        "device": device,
         "weights": {name: fingerprint(path) for name, path in paths.items()},
         "addons": {str(pairs): fingerprint(path) for pairs, path in args.addons_by_pairs().items()},
     }

@@ -16,7 +16,7 @@ import torch
 
 from dataset.evaluation_scenes import RENDER_WORK, evaluation_setting, statistics_file
 from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED
-from library.args import Flags, flag, parse
+from library.args import Flags, RuntimeArgs, flag, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.evaluation.embedded import GROUPS, measure, work
@@ -55,7 +55,9 @@ class EvaluateArgs(Flags):
     )
     size: int = flag(128, help="side of the pictures in pixels, a multiple of 16", minimum=32)
     num_threads: int = flag(0, help="CPU threads; 0 takes the cores this process may use", minimum=0)
-    device: str = flag("cpu", help="where the model computes, such as cpu or cuda")
+    device: str = flag(
+        "cpu", help="where the model computes; auto takes CUDA, then MPS", choices=("auto", "cuda", "mps", "cpu")
+    )
     strict: bool = flag(False, help="exit with status 1 when a measure misses its bound")
 
     def __post_init__(self) -> None:
@@ -71,6 +73,7 @@ class EvaluateArgs(Flags):
 def main() -> None:
     """Read the flags, render, measure, print and write."""
     args = parse(sys.argv[1:], EvaluateArgs, description=__doc__)
+    device = RuntimeArgs(device=args.device).torch_device()
     threads = set_threads(args.num_threads)
     for name, path in args.outputs():
         require_writable(path, told=f"--{name} {path}")
@@ -84,9 +87,7 @@ def main() -> None:
     size_of_work = work(args.measures, scenes=args.scenes, steps=args.steps, depth_steps=args.depth_steps)
     progress = Progress(total=size_of_work + RENDER_WORK * rendered)
     weights = weight_hashes(paths)
-    model = load_batched_model(
-        paths, progress=progress, batch=args.batch, size=args.size, device=torch.device(args.device)
-    )
+    model = load_batched_model(paths, progress=progress, batch=args.batch, size=args.size, device=device)
     started = time.perf_counter()
     setting = evaluation_setting(
         model,
@@ -110,7 +111,7 @@ def main() -> None:
         "measures": list(args.measures),
         "weights": weights,
         "alignment": "affine_disparity",
-        "device": args.device,
+        "device": device.type,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         "threads": threads,

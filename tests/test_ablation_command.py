@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_model import tiny_model
 
 from dataset.layout import Layout
@@ -104,6 +105,13 @@ def test_a_folder_that_cannot_be_written_to_is_told_first(tmp_path, monkeypatch)
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--output", str(tmp_path / "file")])
     with pytest.raises(UserError, match=f"^--output {tmp_path}/file: can't be written to"):
+        main()
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--output", str(tmp_path), "--device", "cuda"])
+    with pytest.raises(UserError, match="^--device cuda: this PyTorch sees no CUDA device"):
         main()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_model
+import torch
 from PIL import Image
 
 from library.errors import UserError
@@ -38,6 +39,12 @@ def test_a_folder_that_cannot_be_written_to_is_told_first(tmp_path, monkeypatch)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"^--output {tmp_path}/file: can't be written to"):
         draw(monkeypatch, tmp_path / "file")
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="^--device cuda: this PyTorch sees no CUDA device"):
+        draw(monkeypatch, tmp_path, "--device", "cuda")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from library.errors import UserError
 
@@ -23,3 +24,11 @@ def evaluate(monkeypatch, *words):
 def test_a_file_that_cannot_be_written_is_told_first(tmp_path, monkeypatch, name):
     with pytest.raises(UserError, match=f"^--{name} {tmp_path}: can't be written to"):
         evaluate(monkeypatch, f"--{name}", tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="^--device cuda: this PyTorch sees no CUDA device"):
+        evaluate(monkeypatch, "--device", "cuda")
+    with pytest.raises(UserError, match="^--device foo: must be one of auto, cuda, mps, cpu"):
+        evaluate(monkeypatch, "--device", "foo")
