@@ -128,13 +128,32 @@ def parse(
 
 def flag_values(args: Flags) -> dict[str, Any]:
     """Return every flag's value by name, in a form that JSON can hold (paths as text, tuples as lists)."""
+    return {item.name: _plain(getattr(args, item.name)) for item in fields(args)}
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        return [plain(each) for each in value] if isinstance(value, (tuple, list)) else value
 
-    return {item.name: plain(getattr(args, item.name)) for item in fields(args)}
+def command_words(values: Mapping[str, Any], cls: type[Flags]) -> list[str]:
+    """Return the words of a command line that `parse` reads as these values of `flag_values`, defaults left out.
+
+    Names that `cls` doesn't have are passed over: an older version wrote them.
+    """
+    words: list[str] = []
+    for item in fields(cls):
+        value = values.get(item.name)
+        if value is None or value == _plain(item.default):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{item.name}" if value else f"--no_{item.name}")
+        elif isinstance(value, list):
+            words += [f"--{item.name}", *map(str, value)]
+        else:
+            words += [f"--{item.name}={value}"] if str(value).startswith("-") else [f"--{item.name}", str(value)]
+    return words
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(each) for each in value] if isinstance(value, (tuple, list)) else value
 
 
 def given(args: Flags, names: Iterable[str]) -> list[str]:

@@ -111,13 +111,15 @@ def read_notes(path: str | Path) -> dict[str, Any] | None:
     return notes if isinstance(notes, dict) else None
 
 
-def read_depth(path: str | Path, *, kind: str = "disparity", flag: str = "--input_depth") -> Tensor:
+def read_depth(
+    path: str | Path, *, kind: str = "disparity", flag: str = "--input_depth", may_be_flat: bool = False
+) -> Tensor:
     """Read a depth map as float32 (h, w) disparity, near = large, of any scale.
 
     `.npy` of floats or integers, 8- or 16-bit grey pictures, float TIFF, `.exr`; integers are divided by their type's
     largest value. With `kind="depth"` the file holds distances: the result is 1 / distance, and where the distance is
     infinite, zero or negative (sky, no measurement) 0, the farthest. Raises `UserError` naming `flag` and the file
-    for what can't be read and for maps with NaN, without size or of one value everywhere.
+    for what can't be read and for maps with NaN, without size or, unless it `may_be_flat`, of one value everywhere.
     """
     path = Path(path)
     if kind not in DEPTH_KINDS:
@@ -139,7 +141,7 @@ def read_depth(path: str | Path, *, kind: str = "disparity", flag: str = "--inpu
         raise UserError(
             f"{flag} {path}: holds infinite disparity, or beyond float32; for distances say --depth_kind depth"
         )
-    if values.min() == values.max():
+    if not may_be_flat and values.min() == values.max():
         raise UserError(f"{flag} {path}: has the same value everywhere; give a depth map with near and far")
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 

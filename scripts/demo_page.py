@@ -11,6 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from library.args import Flags, flag, parse
 from library.cli import run_main, say
 from library.errors import UserError
 from library.files import write_text
+from library.flags import command_words
 from library.images import colorize, read_depth, read_rgb, to_picture
+from library.inference_args import InferenceArgs
 from library.modality import normalize_disparity
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -31,6 +34,8 @@ HEADINGS = {
     ),
     "depth_to_image": ("A depth map becomes an image", "The depth is held fixed and the image starts from noise."),
 }
+
+_NOT_THE_RESULTS = ("seed", "output_dir", "output_name")  # flags of the whole command, not of each result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class Exhibit:
 def read_exhibits(folder: Path, *, truth: Path | None = None) -> list[Exhibit]:
     """Read all results under a folder, tasks in the order of `HEADINGS`, then by file name.
 
-    Raises `UserError` when there is none.
+    Raises `UserError` when there is none, and for files that can't be read.
     """
     records = sorted(path for task in HEADINGS for path in (folder / task).glob("*.json"))
     if not records:
@@ -86,35 +91,49 @@ def page(exhibits: list[Exhibit]) -> str:
 
 
 def _read_exhibit(path: Path, *, truth: Path | None) -> Exhibit:
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = _read_record(path)
     task, image, depth = record["task"], record.get("input_image"), record.get("input_depth")
-    made_rgb = Picture(label="image", rgb_3hw=read_rgb(path.with_suffix(".png")), kind="made")
-    made_depth = Picture(label="depth", rgb_3hw=_colors(path.with_name(f"{path.stem}_depth.npy")), kind="made")
+    input_flag = f"--folder {path}: its input"
+    made_rgb = Picture(label="image", rgb_3hw=read_rgb(path.with_suffix(".png"), flag="--folder"), kind="made")
+    depth_path = path.with_name(f"{path.stem}_depth.npy")
+    made_depth = Picture(label="depth", rgb_3hw=_colors(depth_path, flag="--folder"), kind="made")
     if image is not None:
-        pictures = [Picture(label="given: image", rgb_3hw=read_rgb(image), kind="given"), made_depth]
+        pictures = [Picture(label="given: image", rgb_3hw=read_rgb(image, flag=input_flag), kind="given"), made_depth]
         known = truth / Path(image).with_suffix(".npy").name.replace("image", "depth") if truth else None
         if known and known.exists():
-            pictures.append(Picture(label="true depth", rgb_3hw=_colors(known), kind="truth"))
+            pictures.append(Picture(label="true depth", rgb_3hw=_colors(known, flag="--truth"), kind="truth"))
     elif depth is not None:
-        pictures = [Picture(label="given: depth", rgb_3hw=_colors(Path(depth)), kind="given"), made_rgb]
+        given = _colors(Path(depth), flag=input_flag, kind=record["flags"].get("depth_kind", "disparity"))
+        pictures = [Picture(label="given: depth", rgb_3hw=given, kind="given"), made_rgb]
     else:
         pictures = [made_rgb, made_depth]
     caption = record["prompt"].strip() or Path(image or depth or path).name
     return Exhibit(task=task, caption=caption, pictures=pictures, command=_command(record))
 
 
-def _command(record: dict) -> str:
-    """Return the command line that makes this result again."""
-    words = ["python", "inference.py", "--gen_type", record["task"]]
-    for name, key in (("text_prompt", "prompt"), ("input_image", "input_image"), ("input_depth", "input_depth")):
-        if str(record.get(key) or "").strip():
-            words += [f"--{name}", str(record[key])]
-    return shlex.join([*words, "--seed", str(record["seed"])])
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read what made one result; raise `UserError` for a file that doesn't say so."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        types = {"task": str, "prompt": str, "seed": int, "flags": dict}
+        whole = all(isinstance(record[name], kind) for name, kind in types.items()) and record["task"] in HEADINGS
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"--folder {path}: isn't what inference.py says of a result; delete it, or make that again")
+    return record
 
 
-def _colors(path: Path) -> Tensor:
-    """Return a disparity file as colours (3, h, w), stretched to its own range."""
-    return colorize(normalize_disparity(read_depth(path)))
+def _command(record: dict[str, Any]) -> str:
+    """Return the command line that makes this result again, with this seed alone, wherever it shall go."""
+    values = {name: value for name, value in record["flags"].items() if name not in _NOT_THE_RESULTS}
+    words = command_words(values, InferenceArgs)
+    return shlex.join(["python", "inference.py", *words, "--seed", str(record["seed"])])
+
+
+def _colors(path: Path, *, flag: str, kind: str = "disparity") -> Tensor:
+    """Return a depth file as colours (3, h, w), stretched to its own range; one colour for a constant map."""
+    return colorize(normalize_disparity(read_depth(path, kind=kind, flag=flag, may_be_flat=True)))
 
 
 def _data_uri(rgb_3hw: Tensor) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from library.args import Flags, ModelArgs, NoEffect, flag, flag_values, parse
 from library.errors import UserError
+from library.flags import command_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,14 @@ def test_types_and_defaults() -> None:
     assert args.output == Path("a/b") and args.ae == Path("x.safetensors") and not args.keep and args.sdpa
     assert parse([], Sample) == Sample()
     assert flag_values(args)["output"] == "a/b" and flag_values(args)["seed"] == [1, -2, 3]
+
+
+def test_recorded_values_become_the_command_line_again() -> None:
+    line = "--rate 0.25 --seed 1 -2 3 --size 10 20 --output a/b --no_keep --ae x.safetensors --sdpa --steps 3".split()
+    args = parse([*line, "--name=--odd name"], Sample)
+    words = command_words({**flag_values(args), "of_an_older_version": 1}, Sample)
+    assert parse(words, Sample) == args
+    assert "--xformers" not in words and command_words(flag_values(Sample()), Sample) == []
 
 
 @pytest.mark.parametrize(
