@@ -87,15 +87,16 @@ def frozen_paths(args: object, *needed: str) -> dict[str, Path]:
     return resolve_paths({name: getattr(args, name) for name in FROZEN if hasattr(args, name)}, needed=needed)
 
 
-def embedded_files(names: Sequence[str] = tuple(_EMBEDDED_FILES), *, folder: Path | None = None) -> dict[str, Path]:
-    """Return the embedded model's files by flag name."""
-    folder = folder or EMBEDDED
-    paths = {name: folder / _EMBEDDED_FILES[name] for name in names}
-    absent = [path.name for path in paths.values() if not path.exists()]
+def embedded_files(
+    names: Sequence[str] = tuple(_EMBEDDED_FILES), *, folder: Path | None = None, flag: str = "model_folder"
+) -> dict[str, Path]:
+    """Return the embedded model's files by flag name, or those under the same names in a folder that `flag` gave."""
+    paths = {name: (folder or EMBEDDED) / _EMBEDDED_FILES[name] for name in names}
+    absent = ", ".join(path.name for path in paths.values() if not path.exists())
+    if absent and folder in (None, EMBEDDED):
+        raise UserError(f"the embedded model {_shown(EMBEDDED)}: {absent} missing; get a complete copy of this project")
     if absent:
-        raise UserError(
-            f"the embedded model {_shown(folder)}: {', '.join(absent)} missing; get a complete copy of this project"
-        )
+        raise UserError(f"--{flag} {folder}: {absent} missing; it must hold a model under the embedded one's names")
     return paths
 
 
@@ -110,14 +111,14 @@ def find_weights(name: str, path: Path) -> Path:
     return path
 
 
-def find_addons(path: Path) -> Path:
-    """Return the add-ons file for a file or folder, under either of its two published names."""
+def find_addons(path: Path, *, flag: str = ADDONS) -> Path:
+    """Return the add-ons file for a file or folder that `flag` gave, under either of its two published names."""
     folder = path if path.is_dir() else path.parent
     names = ADDONS_NAMES if path.is_dir() else (path.name, *ADDONS_NAMES) if path.name in ADDONS_NAMES else (path.name,)
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"--jointdit_addons_path {path}: no such file (looked for {' and '.join(dict.fromkeys(names))})")
+    raise UserError(f"--{flag} {path}: no such file (looked for {' and '.join(dict.fromkeys(names))})")
 
 
 def weight_hashes(paths: Mapping[str, Path]) -> dict[str, str]:

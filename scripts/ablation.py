@@ -109,10 +109,14 @@ class AblationArgs(Flags):
         """Kind of device."""
         return self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
+    def frozen_paths(self) -> dict[str, Path]:
+        """Return the files of the frozen parts by train.py's flag."""
+        return embedded_files(FROZEN, folder=self.base, flag="base")
+
     def judge_paths(self) -> dict[str, Path]:
         """Return the files of the frozen parts and of the judge's add-ons, by flag."""
-        frozen = embedded_files(FROZEN, folder=self.base)
-        return frozen | {"jointdit_addons_path": find_addons(self.judge or self.base)}
+        addons = find_addons(self.judge or self.base, flag="judge" if self.judge else "base")
+        return self.frozen_paths() | {"jointdit_addons_path": addons}
 
 
 def main() -> None:
@@ -219,14 +223,13 @@ def cached(args: AblationArgs) -> bool:
 
 def prompts_command(args: AblationArgs) -> list[str]:
     """Return the command line that encodes the empty prompt, so that no run has to load the text encoders."""
-    frozen = embedded_files(("clip_l", "t5xxl"), folder=args.base)
-    words = [word for name, path in frozen.items() for word in (f"--{name}", str(path))]
+    frozen = args.frozen_paths()
+    words = [word for name in ("clip_l", "t5xxl") for word in (f"--{name}", str(frozen[name]))]
     return ["dataset/preprocess_step3.py", *words, "--output_folder", str(args.output / "prompts")]
 
 
 def train_command(args: AblationArgs, arm: Arm, *, run: Path, seed: int, threads: int) -> list[str]:
     """Return the command line that trains an arm."""
-    frozen = embedded_files(FROZEN, folder=args.base)
     values = {
         **RECIPE,
         "lr_warmup_steps": str(min(100, args.steps // 10)),
@@ -244,7 +247,7 @@ def train_command(args: AblationArgs, arm: Arm, *, run: Path, seed: int, threads
             switches.append(name)
     own = {
         "image_folder": args.image_folder,
-        **frozen,
+        **args.frozen_paths(),
         "output_dir": run.parent,
         "exp_name": run.name,
         "output_name": ADDONS,

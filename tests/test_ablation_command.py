@@ -126,6 +126,12 @@ def test_results_of_earlier_calls_stay_in_the_table(tmp_path):
     assert list(read_results(tmp_path)) == ["neither", "both"] and list(read_results(tmp_path)["both"]) == [2, 10]
 
 
+@pytest.mark.parametrize("name", ["base", "judge"])
+def test_missing_weights_are_told_by_the_flag_that_named_them(tmp_path, name):
+    with pytest.raises(UserError, match=f"^--{name} {tmp_path}: .*safetensors"):
+        arguments(tmp_path, **{name: tmp_path}).judge_paths()
+
+
 def run(*command):
     """Run a command of this project; return (exit status, everything it said)."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -79,3 +79,11 @@ def test_add_ons_are_found_under_both_names_and_in_a_folder(folder: Path) -> Non
     assert weight_paths.find_addons(there) == weight_paths.find_addons(folder) == other
     with pytest.raises(UserError, match=r"^--jointdit_addons_path .*mine.safetensors: no such file \(looked for mine"):
         weight_paths.find_addons(folder / "mine.safetensors")
+
+
+def test_a_folder_or_add_ons_of_another_flag_are_told_by_it(folder: Path) -> None:
+    assert weight_paths.embedded_files(("ae",), folder=folder) == {"ae": folder / "ae.safetensors"}
+    with pytest.raises(UserError, match="^--base nowhere: ae.safetensors missing; it must hold a model"):
+        weight_paths.embedded_files(("ae",), folder=Path("nowhere"), flag="base")
+    with pytest.raises(UserError, match="^--judge nowhere: no such file"):
+        weight_paths.find_addons(Path("nowhere"), flag="judge")
