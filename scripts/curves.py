@@ -103,11 +103,15 @@ class CurvesArgs(Flags):
         for text in self.addons:
             if not text.partition("=")[0].isdigit() or not text.partition("=")[2]:
                 raise UserError(f"--addons {text}: must be PAIRS=FILE, such as 4000=run/jointdit_addons.safetensors")
+        numbers = [int(text.partition("=")[0]) for text in self.addons]
+        twice = next((number for number in numbers if numbers.count(number) > 1), None)
+        if twice is not None:
+            raise UserError(f"--addons {' '.join(self.addons)}: {twice} is there twice; one point is one file")
 
     def addons_by_pairs(self) -> dict[int, Path]:
         """Return the add-ons files by their number of training pairs, fewest first."""
-        found = {int(text.partition("=")[0]): find_addons(Path(text.partition("=")[2])) for text in self.addons}
-        return dict(sorted(found.items()))
+        parts = sorted((int(pairs), path) for pairs, _, path in (text.partition("=") for text in self.addons))
+        return {pairs: find_addons(Path(path), flag="addons") for pairs, path in parts}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +155,7 @@ def main() -> None:
         said = ", ".join(f"{key} {value:.4f}" for key, value in known[point].items())
         say(f"{TASKS[point.task].label}, {OVER[point.over]} {shown(point.value)}: {said}")
         write_results(args.output, known, facts)
-    write_results(args.output, known, facts)
-    say(f"{args.output}/curves.json, curves.md, curves.png")
+    say(f"{args.output}/{', '.join(write_results(args.output, known, facts))}")
 
 
 def all_points(args: CurvesArgs, *, guided: bool, pairs: Mapping[int, Path]) -> Iterator[Point]:
@@ -246,23 +249,21 @@ def tables_of(known: Mapping[Point, Figures]) -> dict[str, dict[str, dict[float,
     return tables
 
 
-def write_results(folder: Path, known: Mapping[Point, Figures], facts: Mapping) -> None:
-    """Write all three files."""
-    with writing(f"--output {folder}"):
-        _write_files(folder, tables_of(known), facts)
-
-
-def _write_files(folder: Path, tables: Mapping[str, Mapping[str, Mapping[float, Figures]]], facts: Mapping) -> None:
+def write_results(folder: Path, known: Mapping[Point, Figures], facts: Mapping) -> list[str]:
+    """Write figures, tables and, where there are any, drawings; return the files' names."""
+    tables = tables_of(known)
+    plots = [plot(over, task, table) for over, tasks in tables.items() for task, table in tasks.items()]
     by_text = {
         over: {task: {shown(value): figures for value, figures in table.items()} for task, table in tasks.items()}
         for over, tasks in tables.items()
     }
-    write_json(folder / "curves.json", {**facts, "curves": by_text})
-    write_text(folder / "curves.md", markdown(tables, facts))
-    plots = [plot(over, task, table) for over, tasks in tables.items() for task, table in tasks.items()]
-    if plots:
-        with write_atomically(folder / "curves.png") as temporary:
-            draw(plots).save(temporary)
+    with writing(f"--output {folder}"):
+        write_json(folder / "curves.json", {**facts, "curves": by_text})
+        write_text(folder / "curves.md", markdown(tables, facts))
+        if plots:
+            with write_atomically(folder / "curves.png") as temporary:
+                draw(plots).save(temporary)
+    return ["curves.json", "curves.md", *(["curves.png"] if plots else [])]
 
 
 def shown(value: float) -> str:

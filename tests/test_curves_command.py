@@ -35,6 +35,13 @@ def test_addons_come_with_their_number_of_pairs(text):
         curves.CurvesArgs(addons=(text,))
 
 
+def test_a_number_of_pairs_is_given_once_and_its_file_is_there(tmp_path):
+    with pytest.raises(UserError, match="^--addons 10=A 010=B: 10 is there twice"):
+        curves.CurvesArgs(addons=("10=A", "010=B"))
+    with pytest.raises(UserError, match=f"^--addons {tmp_path}/nope: no such file"):
+        curves.CurvesArgs(addons=(f"10={tmp_path}/nope",)).addons_by_pairs()
+
+
 def test_a_folder_that_cannot_be_written_to_is_told_first(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"^--output {tmp_path}/file: can't be written to"):
@@ -95,7 +102,9 @@ def test_points_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
 
 def test_no_point_is_begun_after_the_minutes(tmp_path, monkeypatch, capsys):
     told = draw(monkeypatch, tmp_path, "--tasks", "depth", "--steps", 1, 2, "--minutes", 1e-6)
-    assert told["curves"] == {} and "2 points are left; start again to go on" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert told["curves"] == {} and "2 points are left; start again to go on" in said
+    assert said.endswith(f"{tmp_path}/curves.json, curves.md\n") and not (tmp_path / "curves.png").exists()
 
 
 def test_curve_against_training_pairs(tmp_path, monkeypatch):
