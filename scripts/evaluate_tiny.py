@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,11 +23,12 @@ from library.errors import UserError
 from library.evaluation.embedded import GROUPS, measure, work
 from library.evaluation.generation import load_batched_model
 from library.evaluation.progress import Progress
-from library.evaluation.report import compared, markdown_table, missed, text_table
+from library.evaluation.report import compared, figures_of, markdown_table, missed, text_table
 from library.files import write_json, write_text
 from library.weight_paths import embedded_files, find_addons, weight_hashes
 from library.writable import require_writable, writing
 
+SETTINGS = ("scenes", "steps", "depth_steps", "generator_version", "size")  # what makes two results comparable
 BASELINES = {"set", "autoencoder"}  # groups of measures with baselines from training scenes
 
 
@@ -124,7 +126,7 @@ def main() -> None:
     finish(args, values, facts, earlier)
 
 
-def finish(args: EvaluateArgs, values: dict[str, float], facts: dict, earlier: dict[str, float]) -> None:
+def finish(args: EvaluateArgs, values: dict[str, float], facts: dict, earlier: dict[str, Any]) -> None:
     """Write what was asked for, print the comparison, and fail for missed bounds if told to."""
     if args.json:
         with writing(f"--json {args.json}"):
@@ -135,17 +137,25 @@ def finish(args: EvaluateArgs, values: dict[str, float], facts: dict, earlier: d
             write_text(args.markdown, markdown_table(values) + "\n")
         say(f"table: {args.markdown}")
     if earlier:
-        say(compared(values, earlier))
+        changed = [
+            f"{name} {earlier.get(name)} -> {facts[name]}" for name in SETTINGS if earlier.get(name) != facts[name]
+        ]
+        if changed:
+            say(f"compared under other settings: {', '.join(changed)}")
+        say(compared(values, figures_of(earlier)) or f"--compare {args.compare}: has none of these measures")
     if args.strict and missed(values):
         sys.exit(1)
 
 
-def read_figures(path: Path) -> dict[str, float]:
+def read_figures(path: Path) -> dict[str, Any]:
     """Read an earlier result."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--compare {path}: can't be read as a result of this command ({error})") from None
+    if not figures_of(result):
+        raise UserError(f"--compare {path}: holds no figures of this command; give a file that --json wrote")
+    return result
 
 
 if __name__ == "__main__":

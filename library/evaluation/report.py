@@ -192,6 +192,12 @@ def markdown_table(values: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
+def figures_of(result: object) -> dict[str, float]:
+    """Return the measures of what a JSON file held, numbers only; nothing if it holds no result."""
+    found = {row.key: result.get(row.key) for row in MEASURES} if isinstance(result, Mapping) else {}
+    return {key: value for key, value in found.items() if isinstance(value, int | float)}
+
+
 def compared(values: Mapping[str, float], earlier: Mapping[str, float]) -> str:
     """Return each measure that both results have, as `key: earlier -> now`."""
     keys: Sequence[Measure] = [row for row in MEASURES if row.key in values and row.key in earlier]

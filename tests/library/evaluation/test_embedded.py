@@ -7,7 +7,7 @@ from library.evaluation.baselines import PatchStatistics
 from library.evaluation.colors import ColorFinder, Palette
 from library.evaluation.embedded import GROUPS, Setting, absrel, measure, reference_depth, work
 from library.evaluation.progress import Progress
-from library.evaluation.report import MEASURES, compared, markdown_table, missed, text_table
+from library.evaluation.report import MEASURES, compared, figures_of, markdown_table, missed, text_table
 from library.evaluation.scene_set import SceneSet, SeenObject
 
 ALBEDO = {"red": (0.72, 0.03, 0.035), "blue": (0.035, 0.13, 0.72), "yellow": (0.95, 0.76, 0.05)}
@@ -160,6 +160,14 @@ def test_tables_show_value_baselines_and_verdict():
     assert missed(values) == ["depth_absrel"]
     assert "| autoencoder, picture, dB (`ae_psnr_rgb`) | 36.6 | pca_psnr_rgb 31.6 | >= 36 |" in markdown_table(values)
     assert compared(values, {"ae_psnr_rgb": 30.0}) == "ae_psnr_rgb: 30.0 -> 36.6"
+
+
+def test_figures_are_numbers_under_the_names_of_measures():
+    assert figures_of({"depth_absrel": 0.1, "ae_psnr_rgb": None, "scenes": 4, "colors": 12}) == {
+        "depth_absrel": 0.1,
+        "colors": 12,
+    }
+    assert figures_of(3) == figures_of([1]) == {}
 
 
 def test_a_share_of_what_was_not_measured_is_not_judged():
