@@ -21,6 +21,7 @@ from torch import Tensor
 
 from library.errors import UserError
 from library.files import save_tensors, write_atomically, write_json
+from library.fingerprint import fingerprint as fingerprint  # scripts take it from here
 from library.flux.text import TextFeatures
 from library.loading import BadSample
 
@@ -32,8 +33,6 @@ FORMAT = 2  # raise when the files' content changes its meaning
 TEXT_KEYS = ("clip_l", "clip_activation", "t5xxl", "t5_length", "text_mask")
 UNKNOWN = "unknown"  # in place of a model's fingerprint, where nobody knows which one made an imported cache
 
-_SMALL_FILE = 1 << 26  # bytes; hashed whole up to here, sampled beyond
-_PIECES, _PIECE = 256, 1 << 16
 _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -218,27 +217,6 @@ def read_text_features(path: Path, *, flag: str) -> TextFeatures:
 
 
 # ---- what made a cache -------------------------------------------------------------------------------------------
-
-
-def fingerprint(path: Path) -> str:
-    """Hash a model file, or all weights of a folder, so that two models can be told apart quickly.
-
-    Large files are hashed by size and 256 evenly spread pieces (always including the header): a model of 10 GB takes
-    milliseconds, and two trainings of one architecture differ everywhere.
-    """
-    digest = sha256()
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name if path.is_dir() else ''}:{size}\n".encode())
-        with file.open("rb") as stream:
-            if size <= _SMALL_FILE:
-                digest.update(stream.read())
-                continue
-            for piece in range(_PIECES):
-                stream.seek(piece * (size - _PIECE) // (_PIECES - 1))
-                digest.update(stream.read(_PIECE))
-    return digest.hexdigest()[:16]
 
 
 def stamp_of(meta: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.cache import TEXT_KEYS, UNKNOWN, CachedPair, claim_folder, fingerprint, write_pair
+from dataset.cache import TEXT_KEYS, UNKNOWN, CachedPair, claim_folder, write_pair
 from dataset.layout import EMPTY_PROMPTS, EVALUATION_PROMPTS, Layout
 from dataset.prompt_features import read_prompts, write_prompt_features
 from dataset.released_cache import (
@@ -38,6 +38,7 @@ from library.args import AutoencoderArgs, TextEncoderArgs, flag, parse
 from library.batches import PromptFeatures, concatenate_text
 from library.cli import is_main_process, run_main, say
 from library.errors import UserError
+from library.fingerprint import fingerprint
 from library.flux.text import TextFeatures
 from library.modality import DEPTH_TRANSFORMS
 from library.training_args import PRECISIONS

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dataset.cache import claim_folder, fingerprint
+from dataset.cache import claim_folder
 from dataset.encode_folder import FolderEncoder
 from dataset.jointdit_dataset import PicturePairs
 from dataset.preprocess_args import EncodingArgs, PairsArgs
@@ -22,6 +22,7 @@ from dataset.prompt_features import load_prompt_encoder
 from library.args import parse
 from library.cli import run_main, say, set_threads
 from library.encoding import LatentEncoder, PromptEncoder
+from library.fingerprint import fingerprint
 from library.flux.weights import load_autoencoder
 from library.weight_paths import frozen_paths
 

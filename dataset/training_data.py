@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from dataset.cache import TEXT_KEYS, UNKNOWN, fingerprint
+from dataset.cache import TEXT_KEYS, UNKNOWN
 from dataset.jointdit_dataset import CachedPairs, PicturePairs
 from dataset.prompt_features import encode_prompts, load_prompt_encoder, read_prompt_features, read_prompts
 from library.batches import Batch, PromptFeatures, number_text
 from library.encoding import LatentEncoder, PairEncoder, PromptEncoder
 from library.errors import UserError
+from library.fingerprint import fingerprint
 from library.flags import given
 from library.flux.weights import load_autoencoder
 from library.loading import Pairs

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from library.cli import is_main_process, process_count, process_rank
 from library.errors import UserError
+from library.fingerprint import fingerprint
 from library.flags import flag_values
 from library.flux.text import EMPTY_PROMPT
 from library.images import read_depth, read_rgb
@@ -113,7 +114,7 @@ def _name(args: InferenceArgs) -> str:
 def _record(args: InferenceArgs, paths: WeightPaths, pipeline: Pipeline) -> dict[str, Any]:
     """Return what made the results, all but the seed and the size."""
     given = args.given_path
-    weights = {name: str(getattr(paths, name)) for name in args.weight_paths()}
+    weights: dict[str, Path] = {name: getattr(paths, name) for name in args.weight_paths()}
     return {
         "task": args.gen_type,
         "prompt": args.text_prompt or EMPTY_PROMPT,
@@ -131,8 +132,8 @@ def _record(args: InferenceArgs, paths: WeightPaths, pipeline: Pipeline) -> dict
         "condition_noise": args.condition_noise,
         "variant": pipeline.variant.name,
         "depth_transform": pipeline.depth_transform,
-        "weights": weights,
-        "weights_bytes": {name: Path(path).stat().st_size for name, path in weights.items() if Path(path).is_file()},
+        "weights": {name: str(path) for name, path in weights.items()},
+        "weights_fingerprint": {name: fingerprint(path) for name, path in weights.items()},
         "device": pipeline.device.type,
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

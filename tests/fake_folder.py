@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.cache import FORMAT, CachedPair, fingerprint, stamp_of, write_pair
+from dataset.cache import FORMAT, CachedPair, stamp_of, write_pair
 from dataset.layout import Layout
 from dataset.prompt_features import write_prompt_features
 from library.batches import PromptFeatures
 from library.files import save_tensors, write_json
+from library.fingerprint import fingerprint
 from library.flux.autoencoder import Autoencoder
 from library.flux.model import Flux
 from library.flux.text import TextFeatures

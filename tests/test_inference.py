@@ -16,6 +16,7 @@ from tiny_model import tiny_model
 import inference
 from library import weight_paths
 from library.cli import run_main
+from library.fingerprint import fingerprint
 from library.images import read_depth, read_rgb
 from library.results import file_hash
 
@@ -64,6 +65,7 @@ def test_the_three_tasks_write_their_files(inputs: Path, monkeypatch: pytest.Mon
         record = json.loads((out / task / f"{stem}_seed5.json").read_text())
         assert record["task"] == task and record["seed"] == 5 and (record["width"], record["height"]) == (50, 34)
         assert record["flags"]["steps"] == 1 and "near = large" in record["depth"] and "torch" in record["versions"]
+        assert record["weights_fingerprint"] == {name: fingerprint(path) for name, path in tiny_model().items()}
         assert len(list((out / task).iterdir())) == 5
         disparity = read_depth(out / task / f"{stem}_seed5_depth.npy")
         assert disparity.shape == (34, 50) and disparity.min() >= 0 and disparity.max() <= 1
