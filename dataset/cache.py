@@ -21,7 +21,6 @@ from torch import Tensor
 
 from library.errors import UserError
 from library.files import save_tensors, write_atomically, write_json
-from library.fingerprint import fingerprint as fingerprint  # scripts take it from here
 from library.flux.text import TextFeatures
 from library.loading import BadSample
 

@@ -2,10 +2,8 @@
 
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from library.results import file_hash, name_from, save_result, versions
 from library.sizes import MAX_ASPECT, is_stretched, is_too_thin
 from library.tasks import TASKS
 from library.weight_paths import WeightPaths, weight_paths
+from library.writable import require_writable, writing
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,11 @@ def run_inference(args: InferenceArgs) -> Iterator[Path]:
         logger.warning("--guidance_scale %g has no effect: this model has no guidance embedding", args.guidance_scale)
     record = _record(args, paths, pipeline)
     folder = args.output_dir / args.gen_type
-    _require_writable(args, folder)
+    place = {
+        "told": f"--output_dir {args.output_dir}",
+        "remedy": "make room, or choose another folder or --output_name",
+    }
+    require_writable(folder / f"{_name(args)}{_ROOM}", **place)
     seeds = args.seed[process_rank() :: process_count()]
     progress = _StepLine(len(seeds) * record["steps"])
     for seed in seeds:
@@ -70,7 +73,7 @@ def run_inference(args: InferenceArgs) -> Iterator[Path]:
             on_step=progress.step,
         )
         rows, columns = result.depth_hw.shape
-        with _writing(args):
+        with writing(**place):
             path = save_result(
                 folder,
                 name=f"{_name(args)}_seed{seed}",
@@ -140,26 +143,6 @@ def _record(args: InferenceArgs, paths: WeightPaths, pipeline: Pipeline) -> dict
         "versions": versions(),
         "flags": flag_values(args),
     }
-
-
-def _require_writable(args: InferenceArgs, folder: Path) -> None:
-    """Find out before the long work that the results can't be written."""
-    with _writing(args):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{_name(args)}_", suffix=_ROOM):
-            pass
-
-
-@contextmanager
-def _writing(args: InferenceArgs) -> Iterator[None]:
-    """Turn a failed write (disk full, no permission, a name that is too long) into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--output_dir {args.output_dir}: can't be written to ({error.strerror or error}); make room, or choose "
-            "another folder or --output_name"
-        ) from None
 
 
 class _StepLine:

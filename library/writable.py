@@ -9,13 +9,15 @@ from pathlib import Path
 
 from library.errors import UserError
 
+REMEDY = "make room, or choose another place"
 
-def require_writable(path: Path, *, told: str) -> None:
+
+def require_writable(path: Path, *, told: str, remedy: str = REMEDY) -> None:
     """Find out before long work that a file can't be written; its folder is made, the file isn't touched.
 
     `told` is the flag with its value, such as `--output FOLDER`. Raises `UserError`.
     """
-    with writing(told):
+    with writing(told, remedy=remedy):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +26,7 @@ def require_writable(path: Path, *, told: str) -> None:
 
 
 @contextmanager
-def writing(told: str, *, remedy: str = "make room, or choose another place") -> Iterator[None]:
+def writing(told: str, *, remedy: str = REMEDY) -> Iterator[None]:
     """Turn a failed write (disk full, no permission, a name that is too long) into one line beginning with `told`."""
     try:
         yield

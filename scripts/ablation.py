@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 
-from dataset.cache import fingerprint
 from dataset.evaluation_scenes import evaluation_setting
 from dataset.layout import Layout
 from dataset.synthetic import GENERATOR_VERSION
@@ -34,6 +33,7 @@ from library.evaluation.generation import load_batched_model
 from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addons
 from library.evaluation.progress import Progress
 from library.files import write_json, write_text
+from library.fingerprint import fingerprint
 from library.weight_paths import EMBEDDED, embedded_files, find_addons
 from library.writable import require_writable, writing
 

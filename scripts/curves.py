@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from dataset.cache import fingerprint
 from dataset.evaluation_scenes import evaluation_setting
 from dataset.synthetic import GENERATOR_VERSION
 from library.args import Flags, RuntimeArgs, flag, parse
@@ -30,6 +29,7 @@ from library.evaluation.generation import load_batched_model
 from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addons
 from library.evaluation.progress import Progress
 from library.files import write_atomically, write_json, write_text
+from library.fingerprint import fingerprint
 from library.flags import given
 from library.pipeline import GUIDANCE_SCALE
 from library.weight_paths import embedded_files, find_addons
