@@ -150,5 +150,5 @@ def test_inference_holds_a_packed_base_too():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"--base_precision nf4: bitsandbytes can't be imported .*pip install -e '\.\[gpu\]'"):
+    with pytest.raises(UserError, match=r"nf4: bitsandbytes can't be imported .*pip install -e '\.\[gpu\]'"):
         quantize_linear(nn.Linear(64, 4), "nf4")
