@@ -1,5 +1,6 @@
 """Which model a file or folder of weights holds, told quickly."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,3 +27,8 @@ def fingerprint(path: Path) -> str:
                 stream.seek(piece * (size - _PIECE) // (_PIECES - 1))
                 digest.update(stream.read(_PIECE))
     return digest.hexdigest()[:16]
+
+
+def fingerprints(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return the fingerprint of each weight file by its flag, for records that say which model they are of."""
+    return {name: fingerprint(path) for name, path in paths.items()}

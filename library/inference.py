@@ -12,7 +12,7 @@ from torch import Tensor
 
 from library.cli import is_main_process, process_count, process_rank
 from library.errors import UserError
-from library.fingerprint import fingerprint
+from library.fingerprint import fingerprints
 from library.flags import flag_values
 from library.flux.text import EMPTY_PROMPT
 from library.images import read_depth, read_rgb
@@ -136,7 +136,7 @@ def _record(args: InferenceArgs, paths: WeightPaths, pipeline: Pipeline) -> dict
         "variant": pipeline.variant.name,
         "depth_transform": pipeline.depth_transform,
         "weights": {name: str(path) for name, path in weights.items()},
-        "weights_fingerprint": {name: fingerprint(path) for name, path in weights.items()},
+        "weights_fingerprint": fingerprints(weights),
         "device": pipeline.device.type,
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from library.args import ModelArgs
 from library.errors import UserError
-from library.results import file_hash
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +118,6 @@ def find_addons(path: Path, *, flag: str = ADDONS) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"--{flag} {path}: no such file (looked for {' and '.join(dict.fromkeys(names))})")
-
-
-def weight_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
-    """Return the beginning of each weight file's SHA-256 by its flag, for records that say which model they are of."""
-    return {name: file_hash(path)[:16] for name, path in paths.items()}
 
 
 def _shown(path: Path) -> str:

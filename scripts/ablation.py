@@ -33,7 +33,7 @@ from library.evaluation.generation import load_batched_model
 from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addons
 from library.evaluation.progress import Progress
 from library.files import write_json, write_text
-from library.fingerprint import fingerprint
+from library.fingerprint import fingerprints
 from library.weight_paths import EMBEDDED, embedded_files, find_addons
 from library.writable import require_writable, writing
 
@@ -151,7 +151,7 @@ def check_settings(args: AblationArgs) -> None:
     """Note what all runs share, and refuse a folder whose runs were made otherwise."""
     path = args.output / "settings.json"
     now = {name: value for name, value in flag_values(args).items() if name in FIXED}
-    weights = {name: fingerprint(file) for name, file in args.judge_paths().items()}
+    weights = fingerprints(args.judge_paths())
     now |= {"generator_version": GENERATOR_VERSION, "recipe": RECIPE, "weights": weights}
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -29,7 +29,7 @@ from library.evaluation.generation import load_batched_model
 from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addons
 from library.evaluation.progress import Progress
 from library.files import write_atomically, write_json, write_text
-from library.fingerprint import fingerprint
+from library.fingerprint import fingerprint, fingerprints
 from library.flags import given
 from library.pipeline import GUIDANCE_SCALE
 from library.weight_paths import embedded_files, find_addons
@@ -211,7 +211,7 @@ def fixed_facts(args: CurvesArgs, paths: Mapping[str, Path], *, device: str) -> 
         "depth_steps": args.depth_steps,
         "precision": args.precision,
         "device": device,
-        "weights": {name: fingerprint(path) for name, path in paths.items()},
+        "weights": fingerprints(paths),
         "addons": {str(pairs): fingerprint(path) for pairs, path in args.addons_by_pairs().items()},
     }
 

@@ -25,7 +25,8 @@ from library.evaluation.generation import load_batched_model
 from library.evaluation.progress import Progress
 from library.evaluation.report import compared, figures_of, markdown_table, missed, text_table
 from library.files import write_json, write_text
-from library.weight_paths import embedded_files, find_addons, weight_hashes
+from library.fingerprint import fingerprints
+from library.weight_paths import embedded_files, find_addons
 from library.writable import require_writable, writing
 
 SETTINGS = ("scenes", "steps", "depth_steps", "generator_version", "size")  # what makes two results comparable
@@ -88,7 +89,7 @@ def main() -> None:
     rendered = args.scenes + (0 if cached.exists() else training_scenes)
     size_of_work = work(args.measures, scenes=args.scenes, steps=args.steps, depth_steps=args.depth_steps)
     progress = Progress(total=size_of_work + RENDER_WORK * rendered)
-    weights = weight_hashes(paths)
+    weights = fingerprints(paths)
     model = load_batched_model(paths, progress=progress, batch=args.batch, size=args.size, device=device)
     started = time.perf_counter()
     setting = evaluation_setting(

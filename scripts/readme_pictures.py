@@ -15,9 +15,10 @@ from library.args import Flags, flag, parse
 from library.cli import run_main, say, set_threads
 from library.evaluation.task_sheet import CELL, SheetScene, draw_sheet
 from library.files import write_atomically, write_json
+from library.fingerprint import fingerprints
 from library.modality import normalize_disparity
 from library.pipeline import Pipeline
-from library.weight_paths import WeightPaths, embedded_files, weight_hashes
+from library.weight_paths import WeightPaths, embedded_files
 
 QUALITY = 88  # of WebP, which GitHub shows: a third of the bytes of PNG
 
@@ -84,7 +85,7 @@ def facts(args: PicturesArgs, paths: dict[str, Path]) -> dict[str, object]:
         "held_out_seed": HELD_OUT_SEED,
         "generator_version": GENERATOR_VERSION,
         "steps": args.steps,
-        "weights": weight_hashes(paths),
+        "weights": fingerprints(paths),
     }
 
 

@@ -9,7 +9,8 @@ import torch
 from tiny_model import tiny_model
 
 from library.errors import UserError
-from library.weight_paths import embedded_files, weight_hashes
+from library.fingerprint import fingerprints
+from library.weight_paths import embedded_files
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -50,7 +51,7 @@ def test_a_result_says_what_was_measured_and_is_compared(tmp_path, monkeypatch, 
     small += ("--size", 64, "--training_scenes", 1)
     evaluate(monkeypatch, *small, "--json", earlier)
     told = json.loads(earlier.read_text())
-    assert told["weights"] == weight_hashes(embedded_files(folder=folder)) and told["measures"] == ["depth"]
+    assert told["weights"] == fingerprints(embedded_files(folder=folder)) and told["measures"] == ["depth"]
     told |= {"depth_absrel": 0.5, "scenes": 9, "depth_delta1": None}
     earlier.write_text(json.dumps(told))
     capsys.readouterr()

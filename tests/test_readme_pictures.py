@@ -8,7 +8,8 @@ from PIL import Image
 from tiny_model import tiny_model
 
 from dataset.synthetic import GENERATOR_VERSION
-from library.weight_paths import embedded_files, weight_hashes
+from library.fingerprint import fingerprints
+from library.weight_paths import embedded_files
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -20,7 +21,7 @@ SHEET = ROOT / "assets" / "readme" / "contact_sheet.webp"
 
 def test_the_sheet_is_of_the_shipped_weights_and_shows_the_first_eight_scenes():
     told = json.loads(SHEET.with_suffix(".json").read_text(encoding="utf-8"))
-    now = weight_hashes(embedded_files())
+    now = fingerprints(embedded_files())
     assert told["weights"] == now, "run python scripts/readme_pictures.py"
     assert (told["scenes"], told["generator_version"]) == (8, GENERATOR_VERSION)
     assert SHEET.stat().st_size < 400_000
