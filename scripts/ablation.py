@@ -288,14 +288,13 @@ def figures_file(folder: Path, name: str, seed: int) -> Path:
 
 def read_results(folder: Path) -> Results:
     """Return the figures of all runs measured so far, in this call or an earlier one, by arm and seed."""
-    seeds = {name: re.compile(rf"{name}_seed(\d+)\.json") for name in ARMS}
-    files = [path.name for path in (folder / "figures").glob("*.json")]
-    found = {name: sorted(int(m[1]) for file in files if (m := seeds[name].fullmatch(file))) for name in ARMS}
-    return {
-        name: {seed: json.loads(figures_file(folder, name, seed).read_text(encoding="utf-8")) for seed in numbers}
-        for name, numbers in found.items()
-        if numbers
-    }
+    names = [re.fullmatch(r"(\w+)_seed(\d+)\.json", path.name) for path in (folder / "figures").glob("*.json")]
+    runs = [(name[1], int(name[2])) for name in names if name and name[1] in ARMS]
+    results: dict[str, dict[int, dict[str, float]]] = {}
+    for arm, seed in sorted(runs, key=lambda run: (list(ARMS).index(run[0]), run[1])):
+        figures = json.loads(figures_file(folder, arm, seed).read_text(encoding="utf-8"))
+        results.setdefault(arm, {})[seed] = figures
+    return results
 
 
 def write_results(args: AblationArgs, results: Results) -> None:

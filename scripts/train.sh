@@ -4,7 +4,8 @@
 #   bash scripts/train.sh your_image_folder [more flags of train.py]
 #
 # Prepare the folder first (README, "Train on your own data"); without step 2 add --no_is_latent_training.
-# The folder is taken from here, the project's folder, unless its path is absolute. Stop with Ctrl-C: a state is saved, and the same command with `--resume latest` goes on.
+# Its path is taken from the project's folder, unless it is absolute. Stop with Ctrl-C: a state is saved, and the same
+# command with `--resume latest` goes on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

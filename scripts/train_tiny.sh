@@ -9,7 +9,7 @@
 # A stage whose result is there is skipped, so the script can be stopped and started again; inside a stage the training
 # commands go on from their last state. Variables, with their defaults:
 WORK=${WORK:-outputs/tiny}                      # everything that is made on the way
-SCENES=${SCENES:-24000}                         # training scenes (seed 0), more than 256: the last 256 are held out of the backbone
+SCENES=${SCENES:-24000}                         # training scenes (seed 0); the backbone holds out 256 of them
 HELD_OUT=${HELD_OUT:-256}                       # scenes of another seed, for the validation loss and the previews
 AUTOENCODER_MINUTES=${AUTOENCODER_MINUTES:-16}  # training time of the autoencoder
 BACKBONE_MINUTES=${BACKBONE_MINUTES:-196}       # training time of the text-to-image backbone
