@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dataset.intake import ORIGINALS
-from library.args import Flags, RuntimeArgs, flag
+from library.args import Flags, find_device, flag
 from library.errors import UserError
 from library.flags import given
 from library.images import DEPTH_KINDS
@@ -115,7 +115,7 @@ class Step1Args(PictureArgs, DepthArgs, CaptionArgs):
 
     def torch_device(self) -> torch.device:
         """Return the device to compute on; with several local processes each takes its own GPU."""
-        return RuntimeArgs(device=self.device).torch_device()
+        return find_device(self.device)
 
 
 def _check_source(folder: Path | None, name: str, *, skipped: bool, skip: str) -> None:

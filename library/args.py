@@ -79,12 +79,36 @@ class TextEncoderArgs(Flags):
     )  # fmt: skip
 
 
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def find_device(kind: str) -> torch.device:
+    """Return the device that `--device` names, one of `DEVICES`; with several local processes each takes its own GPU.
+
+    Raises `UserError` if this machine has none of that kind.
+    """
+    kind = _device_kind(kind)
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: this PyTorch sees no MPS device; use --device cpu")
+    return torch.device(kind)
+
+
+def _device_kind(kind: str) -> str:
+    if kind != "auto":
+        return kind
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuntimeArgs(Flags):
     """Device, precision and memory."""
 
     device: str = flag("auto", help="where to compute; auto takes CUDA, then MPS, then the CPU",
-                       choices=("auto", "cuda", "mps", "cpu"))  # fmt: skip
+                       choices=DEVICES)  # fmt: skip
     num_threads: int = flag(0, help="CPU threads; 0 shares the cores among the local processes; a CPU gives the same "
                             "bytes again at the same number only", minimum=0)  # fmt: skip
     mixed_precision: str = flag("no", help="precision of the computation on a GPU", choices=("no", "fp16", "bf16"))
@@ -107,20 +131,12 @@ class RuntimeArgs(Flags):
 
     def torch_device(self) -> torch.device:
         """Return the device to compute on; with several local processes each takes its own GPU."""
-        kind = self.device
         if self.xformers and importlib.util.find_spec("xformers") is None:
             raise UserError("--xformers: the package isn't installed; pip install -e '.[gpu]', or use --sdpa")
-        if kind == "auto":
-            kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        if kind == "cuda":
-            if not torch.cuda.is_available():
-                raise UserError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
-            return torch.device("cuda", local_rank() % torch.cuda.device_count())
-        if self.xformers:
+        kind = _device_kind(self.device)
+        if self.xformers and kind != "cuda":
             raise UserError(f"--xformers: has no operator for {kind}; use --sdpa")
-        if kind == "mps" and not torch.backends.mps.is_available():
-            raise UserError("--device mps: this PyTorch sees no MPS device; use --device cpu")
-        return torch.device(kind)
+        return find_device(kind)
 
     def torch_dtype(self, device: torch.device) -> torch.dtype:
         """Return the precision of weights and computation on `device`.

@@ -24,7 +24,7 @@ import torch
 from dataset.evaluation_scenes import evaluation_setting
 from dataset.layout import Layout
 from dataset.synthetic import GENERATOR_VERSION
-from library.args import Flags, RuntimeArgs, flag, flag_values, parse
+from library.args import Flags, find_device, flag, flag_values, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.evaluation.ablation import ARMS, Arm, Results, report, summary
@@ -123,7 +123,7 @@ def main() -> None:
     """Read the flags, run every arm that has no figures yet, write the tables."""
     args = parse(sys.argv[1:], AblationArgs, description=__doc__)
     require_writable(args.output / "ablation.json", told=f"--output {args.output}")
-    RuntimeArgs(device=args.kind).torch_device()  # refuses one that isn't there
+    find_device(args.kind)  # refuses one that isn't there
     threads = set_threads(args.num_threads)
     if not Layout(args.image_folder).processed_images.is_dir():
         raise UserError(

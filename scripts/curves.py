@@ -20,7 +20,7 @@ import torch
 
 from dataset.evaluation_scenes import evaluation_setting
 from dataset.synthetic import GENERATOR_VERSION
-from library.args import Flags, RuntimeArgs, flag, parse
+from library.args import DEVICES, Flags, find_device, flag, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.evaluation.curve_plot import Plot, draw
@@ -94,9 +94,7 @@ class CurvesArgs(Flags):
     minutes: float = flag(0.0, help="begin no point after so long; start again to go on (0: no limit)", minimum=0.0)
     batch: int = flag(32, help="samples at a time", minimum=1)
     num_threads: int = flag(0, help="CPU threads; 0 takes the cores this process may use", minimum=0)
-    device: str = flag(
-        "cpu", help="where the model computes; auto takes CUDA, then MPS", choices=("auto", "cuda", "mps", "cpu")
-    )
+    device: str = flag("cpu", help="where the model computes; auto takes CUDA, then MPS", choices=DEVICES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +130,7 @@ def main() -> None:
     require_writable(args.output / "curves.json", told=f"--output {args.output}")
     started = time.monotonic()
     threads = set_threads(args.num_threads)
-    device = RuntimeArgs(device=args.device).torch_device()
+    device = find_device(args.device)
     paths, addons = embedded_files(folder=args.model_folder), args.addons_by_pairs()
     facts = fixed_facts(args, paths, device=device.type)
     known = read_points(args.output, facts)

@@ -17,7 +17,7 @@ import torch
 
 from dataset.evaluation_scenes import RENDER_WORK, evaluation_setting, statistics_file
 from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED
-from library.args import Flags, RuntimeArgs, flag, parse
+from library.args import DEVICES, Flags, find_device, flag, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
 from library.evaluation.embedded import GROUPS, measure, work
@@ -58,9 +58,7 @@ class EvaluateArgs(Flags):
     )
     size: int = flag(128, help="side of the pictures in pixels, a multiple of 16", minimum=32)
     num_threads: int = flag(0, help="CPU threads; 0 takes the cores this process may use", minimum=0)
-    device: str = flag(
-        "cpu", help="where the model computes; auto takes CUDA, then MPS", choices=("auto", "cuda", "mps", "cpu")
-    )
+    device: str = flag("cpu", help="where the model computes; auto takes CUDA, then MPS", choices=DEVICES)
     strict: bool = flag(False, help="exit with status 1 when a measure misses its bound")
 
     def __post_init__(self) -> None:
@@ -76,7 +74,7 @@ class EvaluateArgs(Flags):
 def main() -> None:
     """Read the flags, render, measure, print and write."""
     args = parse(sys.argv[1:], EvaluateArgs, description=__doc__)
-    device = RuntimeArgs(device=args.device).torch_device()
+    device = find_device(args.device)
     threads = set_threads(args.num_threads)
     for name, path in args.outputs():
         require_writable(path, told=f"--{name} {path}")
