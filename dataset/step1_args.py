@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dataset.intake import ORIGINALS
-from library.args import Flags, find_device, flag
+from library.args import DEVICES, Flags, find_device, flag
 from library.errors import UserError
 from library.flags import given
 from library.images import DEPTH_KINDS
@@ -100,7 +100,7 @@ class Step1Args(PictureArgs, DepthArgs, CaptionArgs):
     """Step 1: pictures, depth maps and captions."""
 
     device: str = flag("auto", help="where the networks compute; auto takes CUDA, then MPS, then the CPU",
-                       choices=("auto", "cuda", "mps", "cpu"))  # fmt: skip
+                       choices=DEVICES)  # fmt: skip
     num_threads: int = flag(0, help="CPU threads; 0 shares the cores among the local processes", minimum=0)
 
     def __post_init__(self) -> None:
