@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from dataset.layout import Layout, sample_name
-from dataset.synthetic import GENERATOR_VERSION, render_batch
+from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED, render_batch
 from dataset.workers import map_in_workers
 from library.cli import local_rank, process_count, process_rank, run_main, say, set_threads
 from library.errors import UserError
@@ -43,7 +43,7 @@ class ScenesArgs(Flags):
     output: Path = flag(help="the prepared image folder to fill", metavar="FOLDER")
     count: int = flag(help="how many scenes", minimum=1)
     size: int = flag(128, help="side of the pictures in pixels", minimum=16, maximum=_LARGEST)
-    seed: int = flag(0, help="seed of the scenes; 1000001 is kept for evaluation", minimum=0)
+    seed: int = flag(0, help=f"seed of the scenes; {HELD_OUT_SEED} is kept for evaluation", minimum=0)
     start: int = flag(0, help="index of the first scene", minimum=0)
     workers: int = flag(1, help="processes that each launched process renders with, on a CPU", minimum=1)
     device: str = flag("cpu", help="what renders", choices=tuple(_BATCH))
@@ -136,6 +136,8 @@ def make_scenes(args: ScenesArgs) -> int:
     total = sum(missing)
     if not total:
         return 0
+    if args.seed == HELD_OUT_SEED:
+        logger.warning("--seed %d: these scenes are kept for evaluation; don't train on them", args.seed)
     _remove_leftovers(layout, args, missing)
     at_once = max(1, _BATCH[args.device] * 128**2 // max(args.size, 128) ** 2)
     indices = (args.start + offset for offset, wanted in enumerate(missing) if wanted)

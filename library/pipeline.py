@@ -76,6 +76,7 @@ class Pipeline:
         self._features: dict[str, TextFeatures] = {}
         self._model: JointDiT | None = None
         self._autoencoder: Autoencoder | None = None
+        self._told_sizes: set[tuple[Size, Size]] = set()
 
     @torch.inference_mode()
     def run(
@@ -179,7 +180,8 @@ class Pipeline:
         if processing_resolution is None and size is not None:
             return size, size
         work = processing_size(*input_size, short_side=own if processing_resolution is None else processing_resolution)
-        if work != input_size:
+        if work != input_size and (input_size, work) not in self._told_sizes:
+            self._told_sizes.add((input_size, work))
             logger.info("Input of %d x %d pixels: the model works at %d x %d", *reversed(input_size), *reversed(work))
         return size or input_size, work
 

@@ -119,6 +119,13 @@ def test_command_checks_its_flags(tmp_path):
         ScenesArgs(output=tmp_path, count=1, size=1040)
 
 
+def test_the_seed_of_the_evaluation_is_warned_of(tmp_path, caplog):
+    make_scenes(ScenesArgs(output=tmp_path / "own", count=1, size=16))
+    assert not caplog.messages
+    make_scenes(ScenesArgs(output=tmp_path / "held_out", count=1, size=16, seed=1000001))
+    assert caplog.messages == ["--seed 1000001: these scenes are kept for evaluation; don't train on them"]
+
+
 def command(output: Path, *flags: str) -> list[str]:
     return ["-m", "dataset.make_scenes", "--output", str(output), "--size", "32", "--count", "24", *flags]
 

@@ -71,6 +71,15 @@ def test_an_output_size_is_also_the_size_the_model_works_at(
     assert result.rgb_3hw.shape == (3, *SIZE) and result.depth_hw.shape == SIZE
 
 
+def test_the_size_the_model_works_at_is_said_once(
+    pipeline: Pipeline, image: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        for seed in (1, 2):
+            pipeline.run("depth_estimation", image=image, steps=1, processing_resolution=48, seeds=(seed,))
+    assert caplog.messages.count("Input of 51 x 37 pixels: the model works at 66 x 48") == 1
+
+
 def test_the_prompt_and_a_loose_condition_act(pipeline: Pipeline, image: torch.Tensor) -> None:
     def estimate(**options) -> torch.Tensor:
         (result,) = pipeline.run("depth_estimation", image=image, steps=2, processing_resolution=0, **options)
