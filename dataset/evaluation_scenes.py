@@ -60,6 +60,11 @@ def evaluation_setting(
     )
 
 
+def baseline_scenes(scenes: int) -> int:
+    """Return how many training scenes the baselines beside so many held-out ones are made of."""
+    return min(2000, 16 * scenes)
+
+
 def held_out_scenes(count: int, *, size: int, mean_map_hw: Tensor, progress: Progress) -> SceneSet:
     """Render the first `count` held-out scenes; `mean_map_hw` is the training scenes' mean disparity map."""
     progress.begin("held-out scenes")

@@ -32,3 +32,8 @@ def fingerprint(path: Path) -> str:
 def fingerprints(paths: Mapping[str, Path]) -> dict[str, str]:
     """Return the fingerprint of each weight file by its flag, for records that say which model they are of."""
     return {name: fingerprint(path) for name, path in paths.items()}
+
+
+def in_words(prints: Mapping[str, str]) -> str:
+    """Return fingerprints as a list for a text."""
+    return ", ".join(f"{name} `{print_}`" for name, print_ in prints.items())

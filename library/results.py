@@ -1,6 +1,7 @@
 """Files of one result: picture, depth, a map to look at, and what made them; nothing earlier is overwritten."""
 
 import hashlib
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -71,6 +72,11 @@ def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def machine() -> str:
+    """Return in words what a figure was measured on."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def versions() -> dict[str, str]:

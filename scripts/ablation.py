@@ -8,8 +8,6 @@ arms stand in library/evaluation/ablation.py.
 """
 
 import json
-import os
-import platform
 import re
 import shutil
 import signal
@@ -21,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from dataset.evaluation_scenes import evaluation_setting
-from dataset.layout import Layout
-from dataset.synthetic import GENERATOR_VERSION
+from dataset.evaluation_scenes import baseline_scenes, evaluation_setting
+from dataset.layout import IMAGE_SUFFIXES, Layout
+from dataset.sample_index import scan
+from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED
 from library.args import Flags, find_device, flag, flag_values, parse
 from library.cli import run_main, say, set_threads
 from library.errors import UserError
@@ -33,14 +32,14 @@ from library.evaluation.generation import load_batched_model
 from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addons
 from library.evaluation.progress import Progress
 from library.files import write_json, write_text
-from library.fingerprint import fingerprints
-from library.weight_paths import EMBEDDED, embedded_files, find_addons
+from library.fingerprint import fingerprints, in_words
+from library.results import machine
+from library.weight_paths import EMBEDDED, FROZEN, embedded_files, find_addons
 from library.writable import require_writable, writing
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDONS = "jointdit_addons"
 MEASURES = ("depth", "depth_to_image", "joint")
-FROZEN = ("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae")
 # The recipe of scripts/train_tiny.sh's joint stage; --train_flags overrides it.
 RECIPE = {
     "train_batch_size": "16",
@@ -60,8 +59,8 @@ RECIPE = {
 OWN = {"output_dir", "exp_name", "output_name", "max_train_steps", "max_train_epochs", "seed", "weighting", "resume",
        "save_state", "save_last_n", "save_last_n_addons", "unbalanced_sampling", "no_unbalanced_sampling",
        "image_folder", "prompt_folder"}  # fmt: skip
-# What must be the same when results are added to a folder; arms and seeds may be added.
-FIXED = ("image_folder", "base", "steps", "scenes", "sampling_steps", "depth_steps", "precision", "train_flags")
+# Flags that must be the same when results are added to a folder; arms and seeds may be added.
+FIXED = ("steps", "scenes", "sampling_steps", "depth_steps", "precision", "train_flags")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +124,6 @@ def main() -> None:
     require_writable(args.output / "ablation.json", told=f"--output {args.output}")
     find_device(args.kind)  # refuses one that isn't there
     threads = set_threads(args.num_threads)
-    if not Layout(args.image_folder).processed_images.is_dir():
-        raise UserError(
-            f"--image_folder {args.image_folder}: no scenes there; make them with dataset/make_scenes.py and cache "
-            "them with dataset/preprocess_step2.py"
-        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run in progress is told to stop
     check_settings(args)
     measuring = Measuring(args, threads=threads)
@@ -151,8 +145,12 @@ def check_settings(args: AblationArgs) -> None:
     """Note what all runs share, and refuse a folder whose runs were made otherwise."""
     path = args.output / "settings.json"
     now = {name: value for name, value in flag_values(args).items() if name in FIXED}
-    weights = fingerprints(args.judge_paths())
-    now |= {"generator_version": GENERATOR_VERSION, "recipe": RECIPE, "weights": weights}
+    now |= training_set(args) | {
+        "device": args.kind,
+        "generator_version": GENERATOR_VERSION,
+        "recipe": RECIPE,
+        "weights": fingerprints(args.judge_paths()),
+    }
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in now if now[name] != before.get(name)]
@@ -160,6 +158,26 @@ def check_settings(args: AblationArgs) -> None:
             told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in changed)
             raise UserError(f"--output {args.output}: holds runs made with {told}; give another folder")
     write_json(path, now)
+
+
+def training_set(args: AblationArgs) -> dict[str, str | int | bool]:
+    """Return what tells one training set from another.
+
+    Raises:
+        UserError: there is none, or it holds the scenes that are measured on.
+    """
+    layout = Layout(args.image_folder)
+    there = layout.processed_images.is_dir()
+    names = sorted(name for name, _ in scan(layout.processed_images, *IMAGE_SUFFIXES)) if there else []
+    if not names:
+        raise UserError(
+            f"--image_folder {args.image_folder}: no scenes there; make them with dataset/make_scenes.py and cache "
+            "them with dataset/preprocess_step2.py"
+        )
+    record = layout.scene(names[0])
+    if record.exists() and json.loads(record.read_text(encoding="utf-8")).get("seed") == HELD_OUT_SEED:
+        raise UserError(f"--image_folder {args.image_folder}: scenes of seed {HELD_OUT_SEED} are kept for measuring")
+    return {"image_folder": str(args.image_folder.resolve()), "training_scenes": len(names), "cached": cached(args)}
 
 
 class Measuring:
@@ -182,7 +200,7 @@ class Measuring:
         return evaluation_setting(
             JudgedModel(model=self.judge.model, judge=self.judge),
             scenes=self.args.scenes,
-            training_scenes=min(2000, 16 * self.args.scenes),
+            training_scenes=baseline_scenes(self.args.scenes),
             size=self.judge.model.size,
             progress=self.judge.model.progress,
             steps=self.args.sampling_steps,
@@ -197,8 +215,8 @@ class Measuring:
     def figures(self, addons: Path) -> dict[str, float | str]:
         """Measure one arm's add-ons."""
         model = JudgedModel(model=with_addons(self.judge.model, self.paths, addons), judge=self.judge)
-        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {self.threads} thread(s)"
-        return {"machine": machine, **self.baselines, **measure(replace(self.setting, model=model), MEASURES)}
+        where = f"{machine()}, {self.threads} thread(s)"
+        return {"machine": where, **self.baselines, **measure(replace(self.setting, model=model), MEASURES)}
 
 
 def train(args: AblationArgs, name: str, seed: int, *, threads: int) -> Path:
@@ -300,9 +318,11 @@ def read_results(folder: Path) -> Results:
 def write_results(args: AblationArgs, results: Results) -> None:
     """Write the figures so far as JSON and as Markdown."""
     first = next(iter(next(iter(results.values())).values()))
+    changed = f" with {' '.join(args.train_flags)}" if args.train_flags else ""
     facts = (
-        f"Each run: {args.steps} steps from the same base ({args.base.name}), trained on {args.image_folder.name}; "
-        f"{' '.join(args.train_flags) or 'the recipe of scripts/ablation.py'}. Measured on {args.scenes} held-out "
+        f"Each run: {args.steps} steps from the same base ({args.base.name}), trained on {args.image_folder.name} by "
+        f"the recipe of scripts/ablation.py{changed}. Weights: {in_words(fingerprints(args.judge_paths()))}. "
+        f"Measured on {args.scenes} held-out "
         f"scenes of generator version {GENERATOR_VERSION} with the same noise, {args.sampling_steps} steps "
         f"({args.depth_steps} for depth), precision {args.precision}, on {args.kind}, {first['machine']}. Mean ± "
         "standard deviation over seeds. Depth of generated pictures is estimated by one judge for all arms "

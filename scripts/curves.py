@@ -8,8 +8,7 @@ point; started again, it goes on with the points that are missing.
 """
 
 import json
-import os
-import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +28,10 @@ from library.evaluation.generation import load_batched_model
 from library.evaluation.judged import PRECISIONS, Judge, JudgedModel, with_addons
 from library.evaluation.progress import Progress
 from library.files import write_atomically, write_json, write_text
-from library.fingerprint import fingerprint, fingerprints
+from library.fingerprint import fingerprint, fingerprints, in_words
 from library.flags import given
 from library.pipeline import GUIDANCE_SCALE
+from library.results import machine
 from library.weight_paths import embedded_files, find_addons
 from library.writable import require_writable, writing
 
@@ -99,7 +99,7 @@ class CurvesArgs(Flags):
     def __post_init__(self) -> None:
         super().__post_init__()
         for text in self.addons:
-            if not text.partition("=")[0].isdigit() or not text.partition("=")[2]:
+            if not re.fullmatch("0*[1-9][0-9]*=.+", text):
                 raise UserError(f"--addons {text}: must be PAIRS=FILE, such as 4000=run/jointdit_addons.safetensors")
         numbers = [int(text.partition("=")[0]) for text in self.addons]
         twice = next((number for number in numbers if numbers.count(number) > 1), None)
@@ -139,7 +139,7 @@ def main() -> None:
     if not guided and given(args, ["guidance"]):
         raise UserError("--guidance: the backbone has no guidance embedding; leave the flag away")
     facts["guidance_embedding"] = guided
-    facts["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} thread(s)"
+    facts["machine"] = f"{machine()}, {threads} thread(s)"
     points = list(all_points(args, guided=guided, pairs=addons))
     missing = [point for point in points if point not in known]
     setting = make_setting(args, judge) if missing else None
@@ -294,7 +294,7 @@ def markdown(tables: Mapping[str, Mapping[str, Mapping[float, Figures]]], facts:
         "# Curves",
         f"{facts['scenes']} held-out scenes of generator version {facts['generator_version']}, {facts['device']}, "
         f"precision {facts['precision']}, {facts['machine']}. Where they aren't varied, {facts['sampling_steps']} "
-        f"sampling steps, {facts['depth_steps']} for depth. {guided}",
+        f"sampling steps, {facts['depth_steps']} for depth. {guided} Weights: {in_words(facts['weights'])}.",
     ]
     for over, tasks in tables.items():
         for task, table in tasks.items():

@@ -5,7 +5,6 @@ library/evaluation/embedded.py.
 """
 
 import json
-import os
 import platform
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dataset.evaluation_scenes import RENDER_WORK, evaluation_setting, statistics_file
+from dataset.evaluation_scenes import RENDER_WORK, baseline_scenes, evaluation_setting, statistics_file
 from dataset.synthetic import GENERATOR_VERSION, HELD_OUT_SEED
 from library.args import DEVICES, Flags, find_device, flag, parse
 from library.cli import run_main, say, set_threads
@@ -26,10 +25,12 @@ from library.evaluation.progress import Progress
 from library.evaluation.report import compared, figures_of, markdown_table, missed, text_table
 from library.files import write_json, write_text
 from library.fingerprint import fingerprints
+from library.results import machine
 from library.weight_paths import embedded_files, find_addons
 from library.writable import require_writable, writing
 
-SETTINGS = ("scenes", "steps", "depth_steps", "generator_version", "size")  # what makes two results comparable
+# What makes two results comparable.
+SETTINGS = ("scenes", "training_scenes", "steps", "depth_steps", "guidance", "generator_version", "size")
 BASELINES = {"set", "autoencoder"}  # groups of measures with baselines from training scenes
 
 
@@ -82,7 +83,7 @@ def main() -> None:
     paths = embedded_files(folder=args.model_folder)
     if args.jointdit_addons_path is not None:
         paths |= {"jointdit_addons_path": find_addons(args.jointdit_addons_path)}
-    training_scenes = args.training_scenes or (min(2000, 16 * args.scenes) if BASELINES & set(args.measures) else 1)
+    training_scenes = args.training_scenes or (baseline_scenes(args.scenes) if BASELINES & set(args.measures) else 1)
     cached = statistics_file(training_scenes, args.size)
     rendered = args.scenes + (0 if cached.exists() else training_scenes)
     size_of_work = work(args.measures, scenes=args.scenes, steps=args.steps, depth_steps=args.depth_steps)
@@ -109,11 +110,12 @@ def main() -> None:
         "size": args.size,
         "steps": args.steps,
         "depth_steps": args.depth_steps,
+        "guidance": model.guidance,
         "measures": list(args.measures),
         "weights": weights,
         "alignment": "affine_disparity",
         "device": device.type,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         "threads": threads,
         "seconds": round(time.perf_counter() - started, 1),

@@ -19,6 +19,7 @@ from library.fingerprint import fingerprints
 from library.modality import normalize_disparity
 from library.pipeline import Pipeline
 from library.weight_paths import WeightPaths, embedded_files
+from library.writable import require_writable, writing
 
 QUALITY = 88  # of WebP, which GitHub shows: a third of the bytes of PNG
 
@@ -42,15 +43,17 @@ def main() -> None:
     """Read the flags, render the scenes, run the tasks, write picture and facts."""
     args = parse(sys.argv[1:], PicturesArgs, description=__doc__)
     set_threads(args.num_threads)
+    require_writable(args.output, told=f"--output {args.output}")
     paths = embedded_files(folder=args.model_folder)
     scenes = make_scenes(Pipeline(WeightPaths(**paths)), count=args.scenes, steps=args.steps)
     note = (
         f"Held-out scenes 0 to {args.scenes - 1} (seed {HELD_OUT_SEED}), in order, none left out. "
         f"The caption is the prompt; {args.steps} steps; seed: the scene's number."
     )
-    with write_atomically(args.output) as temporary:
-        draw_sheet(scenes, note=note).save(temporary, quality=QUALITY, method=6)
-    write_json(args.output.with_suffix(".json"), facts(args, paths))
+    with writing(f"--output {args.output}"):
+        with write_atomically(args.output) as temporary:
+            draw_sheet(scenes, note=note).save(temporary, quality=QUALITY, method=6)
+        write_json(args.output.with_suffix(".json"), facts(args, paths))
     say(f"{args.output}: {args.output.stat().st_size / 1e3:.0f} kB")
 
 

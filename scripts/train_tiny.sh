@@ -91,14 +91,13 @@ publish() {
     done
     cp "$WORK/joint/jointdit_addons.safetensors" "$WORK/joint/jointdit_addons.json" "$ASSETS/"
     cp -r "$MODEL/tokenizer" "$MODEL/tokenizer_2" "$ASSETS/"
-    touch "$WORK/.published"
 }
 
 stage "$WORK/scenes/.complete" "Rendering $SCENES training scenes" scenes "$WORK/scenes" "$SCENES" 0
 stage "$WORK/held_out/.complete" "Rendering $HELD_OUT held-out scenes" scenes "$WORK/held_out" "$HELD_OUT" "$HELD_OUT_SEED"
 stage "$MODEL/ae.safetensors" "Training the autoencoder for $AUTOENCODER_MINUTES minutes" \
     python scripts/tiny/train_autoencoder.py --scenes "$WORK/scenes" --output "$MODEL" --minutes "$AUTOENCODER_MINUTES"
-stage "$MODEL/tokenizer_2" "Training the tokenizers" \
+stage "$MODEL/tokenizer_2/tokenizer_config.json" "Training the tokenizers" \
     python scripts/tiny/train_tokenizers.py --scenes "$WORK/scenes" --output "$MODEL"
 stage "$PLAIN/flux1-tiny.safetensors" "Training text encoders and backbone for $BACKBONE_MINUTES minutes" \
     backbone "$PLAIN" "$BACKBONE_MINUTES"
@@ -110,7 +109,8 @@ stage "$WORK/prompts/empty_prompts" "Caching prompts" \
     python dataset/preprocess_step3.py --clip_l "$MODEL/clip_l.safetensors" --t5xxl "$MODEL/t5xxl_fp16.safetensors" \
     --output_folder "$WORK/prompts"
 stage "$WORK/joint/jointdit_addons.safetensors" "Training the joint stage for $JOINT_STEPS steps" joint
-stage "$WORK/.published" "Copying the model to $ASSETS" publish
+echo "== Copying the model to $ASSETS"
+publish
 if [ "$EVALUATE" -gt 0 ]; then
     stage "$WORK/evaluation.json" "Evaluating" \
         python scripts/evaluate_tiny.py --model_folder "$ASSETS" --scenes "$EVALUATE" --json "$WORK/evaluation.json"

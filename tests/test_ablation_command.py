@@ -38,6 +38,17 @@ def arguments(tmp_path, **changes):
     return AblationArgs(**({"image_folder": tmp_path / "scenes", "output": tmp_path / "out"} | changes))
 
 
+@pytest.fixture
+def scenes(tmp_path):
+    """A set of two pictures, of which the ablation only reads the names and one record."""
+    layout = Layout(tmp_path / "scenes")
+    for name in ("00000000", "00000001"):
+        write_json(layout.scene(name), {"seed": 0})
+        layout.image(name).parent.mkdir(exist_ok=True)
+        layout.image(name).touch()
+    return layout
+
+
 def trained_with(args, name="both", seed=2):
     """Return what train.py reads from an arm's command line."""
     command = train_command(args, ARMS[name], run=args.output / "runs" / name, seed=seed, threads=1)
@@ -84,13 +95,30 @@ def test_train_flags_that_cannot_be(tmp_path, text, reason):
         arguments(tmp_path, train_flags=(text,))
 
 
-def test_a_folder_of_other_runs_is_refused(tmp_path):
+def test_a_folder_of_other_runs_is_refused(tmp_path, scenes, monkeypatch):
     check_settings(arguments(tmp_path, steps=3))
     check_settings(arguments(tmp_path, steps=3, seeds=7, arms=("both",)))  # more runs of the same kind are welcome
     with pytest.raises(UserError, match="holds runs made with steps 3, now 4"):
         check_settings(arguments(tmp_path, steps=4))
+    monkeypatch.chdir(tmp_path)
+    check_settings(arguments(tmp_path, steps=3, image_folder=Path("scenes")))  # the same folder, told otherwise
+    scenes.image("00000002").touch()
+    with pytest.raises(UserError, match="holds runs made with training_scenes 2, now 3"):
+        check_settings(arguments(tmp_path, steps=3))
 
 
+def test_the_scenes_that_are_measured_on_are_not_trained_on(tmp_path, scenes):
+    write_json(scenes.scene("00000000"), {"seed": 1000001})
+    with pytest.raises(UserError, match=r"^--image_folder .*scenes: scenes of seed 1000001 are kept for measuring"):
+        check_settings(arguments(tmp_path))
+
+
+def test_a_folder_without_scenes_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^--image_folder .*scenes: no scenes there"):
+        check_settings(arguments(tmp_path))
+
+
+@pytest.mark.usefixtures("scenes")
 def test_a_folder_of_runs_on_other_weights_is_refused(tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny_model()["ae"].parent, base)

@@ -29,7 +29,9 @@ def run(*command):
     return done.stdout
 
 
-@pytest.mark.parametrize("text", ["jointdit_addons.safetensors", "many=x.safetensors", "400="])
+@pytest.mark.parametrize(
+    "text", ["jointdit_addons.safetensors", "many=x.safetensors", "400=", "0=x.safetensors", "²=x.safetensors"]
+)
 def test_addons_come_with_their_number_of_pairs(text):
     with pytest.raises(UserError, match=f"--addons {text}: must be PAIRS=FILE"):
         curves.CurvesArgs(addons=(text,))

@@ -100,7 +100,7 @@ _T95_MANY = 1.96
 RULE = (
     "Rule: a difference of means counts when it exceeds its 95 % margin, Student's t times the pooled standard "
     "deviation over seeds times sqrt(1/n + 1/m). With one seed there is no spread and nothing is decided. Of many "
-    "comparisons one in twenty passes by chance."
+    "comparisons one in twenty passes by chance. That runs of one seed share their noise and order isn't used."
 )
 
 # Figures of one trained model by measure; of an arm by seed; of everything by arm.

@@ -55,8 +55,8 @@ class PatchPCA:
 class PatchStatistics:
     """Sums up what `PatchPCA` needs batch by batch, so that thousands of scenes need little memory."""
 
-    def __init__(self, *, channels: int = 3) -> None:
-        size = channels * PATCH * PATCH
+    def __init__(self) -> None:
+        size = 3 * PATCH * PATCH
         self._count = 0
         self._sum_P = torch.zeros(size, dtype=torch.float64)
         self._products_PP = torch.zeros(size, size, dtype=torch.float64)

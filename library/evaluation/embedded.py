@@ -12,7 +12,8 @@ repeats):
   20 m, sky invalid. The baselines (constant, per-pixel mean of training scenes, luminance, the autoencoder's
   reconstruction of the true map) stand in the prediction's place.
 - `d2i_*`: a picture is generated from the true depth and the caption, its depth is estimated with the empty prompt,
-  and compared with the given depth as above. `d2i_ratio` is that AbsRel over the one of shuffled pairs.
+  and compared with the given depth as above. `d2i_ratio` is that AbsRel over the one of shuffled pairs. A model deaf to
+  the caption can keep it small: `d2i_color_words` and `d2i_shape_words` tell, as below.
 - `joint_*`: picture and depth are generated from the caption, the depth of the picture is estimated again (the
   reference), both disparities in [0, 1] as they leave the decoder. The generated one is aligned by least squares over
   pixels where the reference is > 0.05, both are inverted (the aligned one clipped to 1/d in 0.1 .. 20), AbsRel over
@@ -174,12 +175,16 @@ def measure_depth_to_image(setting: Setting) -> dict[str, float]:
     rgb_N3hw = model.depth_to_image(scenes.disparity_Nhw, scenes.captions, steps=setting.steps)
     again_Nhw = model.estimate_depth(rgb_N3hw, steps=setting.depth_steps, purpose="depth_to_image again")
     own, chance = absrel(again_Nhw, scenes.metric_Nhw), absrel(again_Nhw, shuffled(scenes.metric_Nhw))
+    found, named = setting.colors.find(rgb_N3hw), scenes.named_colors()
+    found_shapes, named_shapes = setting.shapes.find(rgb_N3hw), scenes.named_shapes()
     return {
         "d2i_absrel": own,
         "d2i_absrel_shuffled": chance,
         "d2i_ratio": _ratio(own, chance),
-        "d2i_color_words": found_share(setting.colors.find(rgb_N3hw), scenes.named_colors()),
-        "d2i_shape_words": found_share(setting.shapes.find(rgb_N3hw), scenes.named_shapes()),
+        "d2i_color_words": found_share(found, named),
+        "d2i_color_words_shuffled": found_share(found, _next(named)),
+        "d2i_shape_words": found_share(found_shapes, named_shapes),
+        "d2i_shape_words_shuffled": found_share(found_shapes, _next(named_shapes)),
     }
 
 
@@ -228,7 +233,7 @@ GROUPS: dict[str, tuple[Callable[[Setting], dict[str, float]], tuple[float, floa
     "autoencoder": (measure_autoencoder, (16, 0, 0)),
     "depth": (measure_depth, (4, 0, 1)),
     "depth_to_image": (measure_depth_to_image, (8, 1, 1)),
-    "joint": (measure_joint, (14, 1, 2)),
+    "joint": (measure_joint, (12, 1, 2)),
     "speed": (measure_speed, (0, 0, 0)),
 }
 

@@ -46,30 +46,27 @@ class DepthProtocol:
     alignment: str
     depth_range: DepthRange
 
-    def score(self, pred_hw: Tensor, depth_hw: Tensor, *, valid_hw: Tensor | None = None) -> dict[str, float]:
+    def score(self, pred_hw: Tensor, depth_hw: Tensor) -> dict[str, float]:
         """Return the metrics of one image: relative prediction against depth in metres (inf or 0 where there is none).
 
-        An image without a valid pixel gives NaN for every metric; `mean_scores` leaves it out.
+        An image without a valid pixel has none. The fit is free to have a negative scale, as is usual, so that a map
+        with near and far exchanged scores as well as the right one.
         """
-        valid_hw = self.depth_range.valid(depth_hw) if valid_hw is None else valid_hw & self.depth_range.valid(depth_hw)
+        valid_hw = self.depth_range.valid(depth_hw)
         if not valid_hw.any():
-            return dict.fromkeys(DEPTH_METRICS, math.nan)
+            return {}
         aligned_hw = ALIGNMENTS[self.alignment](pred_hw, depth_hw, valid_hw=valid_hw, depth_range=self.depth_range)
         pred_n, true_n = aligned_hw[valid_hw].double(), depth_hw[valid_hw].double()
         return {name: float(metric(pred_n, true_n)) for name, metric in DEPTH_METRICS.items()}
 
-    def mean_score(self, pred_Bhw: Tensor, depth_Bhw: Tensor) -> dict[str, float]:
-        """Return the plain mean over images of each image's metrics."""
-        return mean_scores([self.score(pred, depth) for pred, depth in zip(pred_Bhw, depth_Bhw, strict=True)])
-
 
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the mean of each metric over the images that have one (NaN where none has)."""
-    means = {}
-    for name in scores[0]:
-        values = [score[name] for score in scores if not math.isnan(score[name])]
-        means[name] = sum(values) / len(values) if values else math.nan
-    return means
+    """Return the mean of each metric over the images that have it (NaN where none has).
+
+    A prediction that isn't a number makes the mean NaN: it must not count as an image without ground truth.
+    """
+    found = [score for score in scores if score]
+    return {name: sum(score[name] for score in found) / len(found) if found else math.nan for name in DEPTH_METRICS}
 
 
 def psnr(pred_BChw: Tensor, true_BChw: Tensor) -> Tensor:

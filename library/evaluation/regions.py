@@ -57,12 +57,6 @@ class Regions:
     border_R: Tensor
     box_R: Tensor
 
-    def mean(self, values_BChw: Tensor) -> Tensor:
-        """Return the mean of values over each region, (R, C)."""
-        flat = values_BChw.movedim(1, -1).flatten(0, 2).double()
-        sums = flat.new_zeros(len(self.area_R), flat.shape[1]).index_add_(0, self.index_Bhw.flatten(), flat)
-        return sums / self.area_R[:, None]
-
 
 def describe_regions(labels_Bhw: Tensor) -> Regions:
     """Find the connected regions of each label map and measure them."""

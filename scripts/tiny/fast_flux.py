@@ -10,6 +10,7 @@ Shape suffixes: B batch, L tokens, H heads, D width, K head width.
 import ctypes
 import logging
 import os
+import platform
 import subprocess
 from hashlib import sha256
 from pathlib import Path
@@ -33,12 +34,12 @@ _FAST = ("-O3", "-march=native", "-fopenmp", "-ffast-math", "-mprefer-vector-wid
 
 def compile_kernels() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None (with a warning) where no compiler is found."""
-    key = sha256(SOURCE.read_bytes() + " ".join(_FAST).encode()).hexdigest()[:16]
+    key = sha256(SOURCE.read_bytes() + " ".join(_FAST).encode() + _processor()).hexdigest()[:16]
     # In the user's own folder, not the common temporary one: whoever can write the file decides what code runs.
     library = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jointdit" / f"kernels_{key}.so"
     library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not library.exists():
-        building = library.with_suffix(f".{id(key)}.tmp")
+        building = library.with_suffix(f".{os.getpid()}.tmp")
         try:
             subprocess.run(["g++", *_FAST, "-o", building, SOURCE], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
@@ -46,6 +47,15 @@ def compile_kernels() -> ctypes.CDLL | None:
             return None
         building.replace(library)
     return ctypes.CDLL(str(library))
+
+
+def _processor() -> bytes:
+    """Return what tells this kind of processor from others, since the kernels are built for it alone."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+    return b"".join(sorted({line for line in lines if line.startswith((b"model name", b"flags", b"Features"))}))
 
 
 _kernels: ctypes.CDLL | None = None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from training_stage import load_optimizers, optimizer_tensors
 
 from library.muon import Muon
 
@@ -43,14 +44,11 @@ class MasterWeights:
             )
         self.peaks = {"adam": adam_lr, "muon": muon_lr}
 
-    def step(self, *, rate: float, clip: float, decay: float) -> float:
-        """Move the masters at `rate` times the peak learning rates, renew the module and the average.
-
-        Returns the gradient's norm before it was clipped to `clip`.
-        """
+    def step(self, *, rate: float, clip: float, decay: float) -> None:
+        """Clip the gradient, move the masters at `rate` times the peak learning rates, renew module and average."""
         working = list(self.working.values())
         torch._foreach_copy_(list(self.gradients.values()), [weight.grad for weight in working])
-        norm = nn.utils.clip_grad_norm_(self.masters.values(), clip)
+        nn.utils.clip_grad_norm_(self.masters.values(), clip)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate * self.peaks[name]
@@ -60,16 +58,12 @@ class MasterWeights:
         torch._foreach_lerp_(list(self.average.values()), list(self.masters.values()), 1 - decay)
         for weight in working:
             weight.grad = None
-        return float(norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything needed to go on."""
         tensors = {f"master.{name}": weight for name, weight in self.masters.items()}
         tensors |= {f"average.{name}": weight for name, weight in self.average.items()}
-        for kind, optimizer in self.optimizers.items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{kind}.{index}.{name}": value for name, value in state.items()}
-        return tensors
+        return tensors | optimizer_tensors(self.optimizers)
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -78,10 +72,4 @@ class MasterWeights:
             self.masters[name].copy_(tensors[f"master.{name}"])
             self.average[name].copy_(tensors[f"average.{name}"])
             working.copy_(tensors[f"master.{name}"])
-        for kind, optimizer in self.optimizers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith(f"{kind}."):
-                    _, index, name = key.split(".")
-                    state.setdefault(int(index), {})[name] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        load_optimizers(self.optimizers, tensors)

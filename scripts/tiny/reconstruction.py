@@ -1,6 +1,6 @@
 """How well an autoencoder gives pictures back: PSNR with and without latent noise, hues, and the latents' statistics.
 
-Shapes: B batch, C channels, h w rows and columns; n patches of d values.
+Shapes: B batch, C channels, h w rows and columns.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from pictures import Pictures
 from torch import Tensor
 
+from library.evaluation.baselines import PatchStatistics
+from library.evaluation.metrics import psnr
 from library.flux.autoencoder import Autoencoder
 from library.images import colorize, write_rgb
 from library.modality import MODALITIES
@@ -41,15 +43,19 @@ class Reconstruction:
         return text + (f" | latents {self.latents}" if self.latents else "")
 
 
-def psnr_B(pixels_B3hw: Tensor, target_B3hw: Tensor) -> Tensor:
-    """Return each picture's PSNR in dB after clamping; the range of pixels is [-1, 1]."""
-    error_B = (pixels_B3hw.clamp(-1, 1) - target_B3hw).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(4 / error_B.clamp_min(1e-12))
+def mean_psnr(pixels_B3hw: Tensor, target_B3hw: Tensor) -> float:
+    """Return the mean PSNR in dB of pictures, whose pixels in [-1, 1] are clamped first."""
+    return float(psnr(_unit(pixels_B3hw), _unit(target_B3hw)).mean())
+
+
+def _unit(pixels_B3hw: Tensor) -> Tensor:
+    """Pixels from [-1, 1], clamped, to [0, 1]."""
+    return (pixels_B3hw.clamp(-1, 1) + 1) / 2
 
 
 def _hue_vectors(pixels_B3hw: Tensor) -> Tensor:
     """Return the mean colour of each cell on the plane of hues as complex numbers, length chroma in [0, 1]."""
-    r, g, b = F.avg_pool2d((pixels_B3hw.clamp(-1, 1) + 1) / 2, HUE_CELL).unbind(dim=1)
+    r, g, b = F.avg_pool2d(_unit(pixels_B3hw), HUE_CELL).unbind(dim=1)
     return torch.complex(r - (g + b) / 2, 3**0.5 / 2 * (g - b))
 
 
@@ -76,11 +82,11 @@ def measure(model: Autoencoder, pictures: Pictures) -> Reconstruction:
     channels = both.std(dim=(0, 2, 3))
     statistics = ", ".join(f"{kind} mean {mean.mean():.3f} std {mean.std():.3f}" for kind, mean in means.items())
     return Reconstruction(
-        rgb=float(psnr_B(plain["rgb"], targets["rgb"]).mean()),
-        depth=float(psnr_B(plain["depth"], targets["depth"]).mean()),
+        rgb=mean_psnr(plain["rgb"], targets["rgb"]),
+        depth=mean_psnr(plain["depth"], targets["depth"]),
         hues=hues_kept(plain["rgb"], targets["rgb"]),
-        rgb_noise=float(psnr_B(noisy["rgb"], targets["rgb"]).mean()),
-        depth_noise=float(psnr_B(noisy["depth"], targets["depth"]).mean()),
+        rgb_noise=mean_psnr(noisy["rgb"], targets["rgb"]),
+        depth_noise=mean_psnr(noisy["depth"], targets["depth"]),
         latents=f"{statistics}, channels' std {channels.min():.2f} to {channels.max():.2f}",
     )
 
@@ -89,24 +95,18 @@ def _batched(function: Callable[[Tensor], Tensor], x_Bchw: Tensor, size: int = 1
     return torch.cat([function(batch) for batch in x_Bchw.split(size)])
 
 
-def measure_pca(pictures: Pictures, held_out: Pictures, *, components: int = 16, cell: int = 8) -> Reconstruction:
+def measure_pca(pictures: Pictures, held_out: Pictures) -> Reconstruction:
     """Measure what the best linear code of the same size reaches: PCA of patches, colours and depth together."""
-
-    def patches(pixels_B3hw: Tensor) -> Tensor:
-        return F.unfold(pixels_B3hw, cell, stride=cell).mT
-
-    rows_nd = patches(torch.cat([pictures.rgb(), pictures.depth()])).flatten(0, 1)
-    mean_d = rows_nd.mean(dim=0)
-    basis_kd = torch.linalg.eigh(torch.cov(rows_nd.T))[1][:, -components:].T
-    results = {}
-    for kind, target in (("rgb", held_out.rgb()), ("depth", held_out.depth())):
-        rows = patches(target) - mean_d
-        code = rows @ basis_kd.T @ basis_kd + mean_d
-        results[kind] = F.fold(code.mT, target.shape[-2:], cell, stride=cell), target
+    statistics = PatchStatistics()
+    for pixels in (pictures.rgb(), pictures.depth()):
+        statistics.add(_unit(pixels))
+    pca = statistics.fit()
+    targets = {"rgb": _unit(held_out.rgb()), "depth": _unit(held_out.depth())}
+    results = {kind: pca.reconstruct(target) for kind, target in targets.items()}
     return Reconstruction(
-        rgb=float(psnr_B(*results["rgb"]).mean()),
-        depth=float(psnr_B(*results["depth"]).mean()),
-        hues=hues_kept(*results["rgb"]),
+        rgb=float(psnr(results["rgb"], targets["rgb"]).mean()),
+        depth=float(psnr(results["depth"], targets["depth"]).mean()),
+        hues=hues_kept(2 * results["rgb"] - 1, held_out.rgb()),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cache_latents import cache_latents
+from cache_latents import cache_latents, read_names
 from object_cells import pack_cells
 from safetensors.torch import load_file
 from torch import Generator, Tensor
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from library.errors import UserError
 from library.flux.latents import pack
+from library.flux.text import EMPTY_PROMPT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +97,13 @@ def load_samples(
     if not {"rgb", "depth", "objects"} <= kept.keys():
         made = "not a file of this version's scripts/tiny/cache_latents.py (keys rgb, depth and objects)"
         raise UserError(f"--latents {latents}: {made}; make it anew")
-    count = len(kept["rgb"])
-    if limit is None and count != len(captions):
-        raise UserError(f"--latents {latents}: {count} samples, but --scenes has {len(captions)}; make them anew")
-    count = min(len(captions), count)
-    clip_ids = [_ids(clip_tokenizer, texts) for texts in (captions[:count], [" "])]
-    t5_ids = [_ids(t5_tokenizer, texts) for texts in (captions[:count], [" "])]
+    names = read_names(latents)
+    count = len(names) if limit is None else min(len(names), len(captions))
+    if names[:count] != list(captions)[: None if limit is None else count]:
+        raise UserError(f"--latents {latents}: of other scenes than --scenes {scenes} has captions of; make it anew")
+    texts = list(captions.values())[:count]
+    clip_ids = [_ids(clip_tokenizer, each) for each in (texts, [EMPTY_PROMPT])]
+    t5_ids = [_ids(t5_tokenizer, each) for each in (texts, [EMPTY_PROMPT])]
     # CLIP is causal and pools at its end token, so positions that no caption reaches can be left away
     longest = int((clip_ids[0] != clip_tokenizer.pad_token_id).sum(dim=1).max()) + 1
     return Samples(

@@ -9,8 +9,6 @@ checkpoint when started again. Shapes: B batch, C channels, h w rows and columns
 import copy
 import json
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from math import cos, pi
 from pathlib import Path
@@ -21,6 +19,7 @@ from pictures import Pictures, load_pictures, sample_names
 from reconstruction import Reconstruction, measure, measure_pca, save_sheet
 from safetensors import safe_open
 from torch import Generator, Tensor, nn
+from training_stage import TrainingStage, load_optimizers, optimizer_tensors
 
 from library.allocator import keep_freed_memory
 from library.cli import run_main, say, set_threads
@@ -77,12 +76,12 @@ class AutoencoderTrainingArgs(Flags):
             raise UserError("--minutes: give either --minutes or --steps")
 
 
-class Trainer:
+class Trainer(TrainingStage):
     """Model, average, optimizers and how far they are."""
 
     def __init__(self, args: AutoencoderTrainingArgs, pictures: Pictures) -> None:
+        super().__init__(minutes=args.minutes, steps=args.steps)
         self.args, self.pictures = args, pictures
-        self.step, self.seconds = 0, 0.0
         torch.manual_seed(args.seed)  # the layers' own random start draws from the global generator
         self.model = Autoencoder(replace(VARIANTS["tiny"].autoencoder, scale_factor=1.0, shift_factor=0.0))
         start_from_pca(self.model, torch.cat([pictures[:32].rgb(), pictures[:32].depth()]))
@@ -97,22 +96,7 @@ class Trainer:
             ),
         }
 
-    @property
-    def progress(self) -> float:
-        """Share of the budget that is used, 0 to 1."""
-        used = self.step / self.args.steps if self.args.steps else self.seconds / (60 * self.args.minutes)
-        return min(1.0, used)
-
-    def run(self) -> Iterator[float]:
-        """Train to the end of the budget; yield the loss after every step."""
-        while self.progress < 1:
-            start = time.monotonic()
-            loss = self._update()
-            self.seconds += time.monotonic() - start
-            self.step += 1
-            yield loss
-
-    def _update(self) -> float:
+    def _update(self) -> Tensor:
         """Take one optimizer step, drawn from (seed, step) alone."""
         args, generator = self.args, generator_for(self.args.seed, "batch", self.step)
         whole = self.progress >= 1 - args.whole_share
@@ -131,15 +115,13 @@ class Trainer:
             optimizer.step()
         decay = min(EMA, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        return float(loss.detach())
+        return loss.detach()
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on."""
         tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
         tensors |= {f"average.{n}": t for n, t in self.average.state_dict().items()}
-        for kind, optimizer in self.optimizers.items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{kind}.{index}.{n}": t for n, t in state.items()}
+        tensors |= optimizer_tensors(self.optimizers)
         save_tensors(path, tensors, {"step": self.step, "seconds": self.seconds})
 
     def load(self, path: Path) -> None:
@@ -150,13 +132,7 @@ class Trainer:
         self.step, self.seconds = position["step"], position["seconds"]
         for kind, module in (("model", self.model), ("average", self.average)):
             module.load_state_dict({n: tensors[f"{kind}.{n}"] for n in module.state_dict()})
-        for kind, optimizer in self.optimizers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                owner, *rest = name.split(".")
-                if owner == kind:
-                    state.setdefault(int(rest[0]), {})[rest[1]] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        load_optimizers(self.optimizers, tensors)
 
 
 def training_loss(
@@ -218,7 +194,7 @@ def main() -> None:
         trainer.load(args.output / STATE)
     saved, shown, losses = trainer.seconds, -1.0, []
     for loss in trainer.run():
-        losses.append(loss)
+        losses.append(float(loss))
         if trainer.progress - shown >= 0.05:
             shown = trainer.progress
             mean_loss = sum(losses) / len(losses)

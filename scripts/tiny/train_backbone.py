@@ -12,17 +12,13 @@ without the caption, extrapolated by a guidance scale that the model is told.
 
 writes `flux1-tiny.safetensors`, `clip_l.safetensors` and `t5xxl_fp16.safetensors` (with JSON) into --output when the
 time is used up, and all along keeps in `--output/training`: the state to go on from, a snapshot of the three files,
-pictures of the same prompts, and a log. Stopped, it goes on when started again. Writing a number into
-`training/minutes` or `training/threads` changes the budget or the thread count of a running training.
+pictures of the same prompts, and a log. Stopped, it goes on when started again, with another --minutes too.
 This stage makes the frozen base; JointDiT itself is trained by train.py.
 """
 
 import copy
 import json
-import os
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -35,6 +31,7 @@ from text_data import Samples, load_samples
 from text_to_image import TextToImage, is_hidden_matrix, load_model, new_model, save_model
 from torch import Tensor
 from train_tokenizers import CLIP_FOLDER, T5_FOLDER
+from training_stage import TrainingStage
 
 from library.allocator import keep_freed_memory
 from library.cli import run_main, say, set_threads
@@ -75,9 +72,9 @@ class BackboneArgs(Flags):
     )
     adam_lr: float = flag(1e-3, help="learning rate of everything else (AdamW)", minimum=0)
     weight_decay: float = flag(0.0, help="decoupled decay of the hidden matrices", minimum=0)
-    clip: float = flag(1.0, help="largest norm of the gradient", minimum=0)
+    clip: float = flag(1.0, help="largest norm of the gradient", minimum=1e-6)
     ema: float = flag(0.999, help="decay of the running average that is kept", minimum=0, below=1)
-    shift: float = flag(1.8, help="shift of most noise levels; 1 is none, more is noisier", minimum=0)
+    shift: float = flag(1.8, help="shift of most noise levels; 1 is none, more is noisier", minimum=1e-6)
     clean_share: float = flag(0.2, help="share of nearly clean pictures", minimum=0, maximum=0.85)
     text_dropout: float = flag(0.1, help="share of captions replaced by the empty prompt", minimum=0, maximum=1)
     depth_weight: float = flag(1.0, help="weight of the middle blocks' depth; 0 trains on colours alone", minimum=0)
@@ -92,15 +89,15 @@ class BackboneArgs(Flags):
     num_threads: int = flag(0, help="CPU threads; 0 takes all this process may use", minimum=0)
 
 
-class Trainer:
+class Trainer(TrainingStage):
     """Model, weights to train, and how far they are."""
 
     def __init__(
         self, args: BackboneArgs, model: TextToImage, samples: Samples, *, teacher: TextToImage | None = None
     ) -> None:
+        super().__init__(minutes=args.minutes)
         self.args, self.model, self.samples = args, model, samples
         self.teacher = None if teacher is None else teacher.to(torch.bfloat16)
-        self.step, self.seconds, self.minutes = 0, 0.0, args.minutes
         self.average = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False)
         self.weights = MasterWeights(
             model,
@@ -110,23 +107,9 @@ class Trainer:
             weight_decay=args.weight_decay,
         )
 
-    @property
-    def progress(self) -> float:
-        """Share of the budget that is used, 0 to 1."""
-        return min(1.0, self.seconds / max(60 * self.minutes, 1e-9))
-
     def rate(self) -> float:
         """Learning rate relative to its peak: warm-up over 200 steps, then half a cosine down to 2 %."""
         return min(1.0, (self.step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + cos(pi * self.progress)))
-
-    def run(self) -> Iterator[Tensor]:
-        """Train to the end of the budget; yield the loss after every step."""
-        while self.progress < 1:
-            start = time.monotonic()
-            loss = self._update()
-            self.seconds += time.monotonic() - start
-            self.step += 1
-            yield loss
 
     def _update(self) -> Tensor:
         """Take one optimizer step, drawn from (seed, step) alone."""
@@ -203,22 +186,6 @@ def save_sheet(path: Path, model: TextToImage, samples: Samples, *, ae: Path) ->
     write_rgb(path, torch.cat(rows, dim=-2))
 
 
-def read_number(path: Path, default: float) -> float:
-    """Read a number that a person may have written while training runs."""
-    try:
-        return float(path.read_text())
-    except (OSError, ValueError):
-        return default
-
-
-def use_threads(count: int) -> None:
-    """Compute on `count` threads and as many cores: a process started on one core would put them all on that one."""
-    cores = min(count, os.cpu_count() or 1)
-    if hasattr(os, "sched_setaffinity") and cores > 0:
-        os.sched_setaffinity(0, range(cores))
-        torch.set_num_threads(cores)
-
-
 class Report:
     """Progress lines, checkpoints and pictures of a running training."""
 
@@ -240,9 +207,6 @@ class Report:
         self.losses.append(loss)
         if trainer.seconds - self.saved >= 60 * args.save_minutes:
             self.checkpoint(sheet=trainer.seconds - self.shown >= 60 * args.sheet_minutes)
-            trainer.minutes = read_number(self.folder / "minutes", trainer.minutes)
-            if (self.folder / "threads").exists():
-                use_threads(int(read_number(self.folder / "threads", torch.get_num_threads())))
 
     def checkpoint(self, *, sheet: bool) -> None:
         """Measure the running average; write state, snapshot, log and, where asked, a sheet of pictures."""
@@ -303,7 +267,6 @@ def main() -> None:
     say(f"{len(samples) - HELD_OUT} scenes to train on, {sum(w.numel() for w in model.parameters()):,} parameters")
     if report.state.exists():
         trainer.load(report.state)
-        trainer.minutes = read_number(report.folder / "minutes", trainer.minutes)
         report.saved = report.shown = trainer.seconds
     for loss in trainer.run():
         report.after_step(loss)

@@ -44,14 +44,14 @@ class TokenizerArgs(Flags):
     clip_length: int = flag(48, help="tokens that CLIP reads", minimum=3)
 
 
-def read_captions(scenes: Path, *, limit: int | None = None) -> list[str]:
-    """Return the captions of a prepared folder in the order of their names."""
+def read_captions(scenes: Path, *, limit: int | None = None) -> dict[str, str]:
+    """Return the captions of a prepared folder by the samples' names, in their order."""
     paths = sorted(Layout(scenes).text_prompts.glob("*.txt"))[:limit]
     if not paths:
         raise UserError(
             f"--scenes {scenes}: no captions in {Layout(scenes).text_prompts.name}/; run dataset/make_scenes.py"
         )
-    return [path.read_text(encoding="utf-8").strip() for path in paths]
+    return {path.stem: path.read_text(encoding="utf-8").strip() for path in paths}
 
 
 def words_of(captions: Sequence[str]) -> list[str]:
@@ -140,7 +140,7 @@ def split_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> lis
 def main() -> None:
     """Train both, write them, check that every caption's word is one token."""
     args = parse(sys.argv[1:], TokenizerArgs, description=__doc__)
-    captions = read_captions(args.scenes, limit=args.limit)
+    captions = list(read_captions(args.scenes, limit=args.limit).values())
     words = words_of(captions)
     for name, train, length in ((CLIP_FOLDER, train_clip, args.clip_length), (T5_FOLDER, train_t5, args.t5_length)):
         tokenizer = train(captions, folder=args.output / name, length=length)

@@ -19,6 +19,7 @@ from dataset.synthetic import render_batch
 from dataset.synthetic.geometry import KINDS
 from dataset.synthetic.palette import COLOURS
 from library.errors import UserError
+from library.files import save_tensors
 from library.flux.latents import image_ids
 from library.flux.text import TextFeatures, load_text_encoders
 from library.flux.variants import VARIANTS
@@ -38,7 +39,8 @@ def folder(tmp_path_factory):
         path.write_text(CAPTIONS[index % 3] + "\n")
     latents = torch.randn(300, 16, 4, 4, generator=torch.Generator().manual_seed(0)).half()
     objects = torch.randint(0, 49, (300, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    save_file({"rgb": latents, "depth": latents.flip(0), "objects": objects}, root / "latents.safetensors")
+    names = {"names": [f"{index:08d}" for index in range(300)]}
+    save_tensors(root / "latents.safetensors", {"rgb": latents, "depth": latents.flip(0), "objects": objects}, names)
     train_clip(CAPTIONS, folder=root / "out" / "tokenizer", length=CLIP_LENGTH)
     train_t5(CAPTIONS, folder=root / "out" / "tokenizer_2", length=T5_LENGTH)
     return root
@@ -252,6 +254,19 @@ def test_missing_tokenizers_and_captions_are_named(folder, tmp_path, monkeypatch
             t5_tokenizer=None,
             limit=None,
         )
+    (tmp_path / "text_prompts").mkdir()
+    (tmp_path / "text_prompts" / "00000001.txt").write_text("a red ball")  # the latents begin with 00000000
+    for limit in (None, 1):
+        with pytest.raises(UserError, match="--latents .*of other scenes than --scenes .* has captions of"):
+            train_backbone.load_samples(
+                tmp_path,
+                latents=folder / "latents.safetensors",
+                ae=tmp_path,
+                clip_tokenizer=None,
+                t5_tokenizer=None,
+                limit=limit,
+            )
+    (tmp_path / "text_prompts" / "00000001.txt").unlink()
     with pytest.raises(UserError, match="--scenes .*no captions in text_prompts"):
         train_backbone.load_samples(
             tmp_path, latents=tmp_path, ae=tmp_path, clip_tokenizer=None, t5_tokenizer=None, limit=None

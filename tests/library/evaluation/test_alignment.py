@@ -79,11 +79,15 @@ def test_metrics_of_known_numbers():
     assert float(DEPTH_METRICS["silog"](3 * true, true)) == pytest.approx(0, abs=1e-5)
 
 
-def test_an_image_without_ground_truth_is_left_out_of_the_mean():
+def test_an_image_without_ground_truth_is_left_out_of_the_mean_and_one_without_a_prediction_is_not():
     protocol = DepthProtocol(alignment="affine_disparity", depth_range=RANGE)
+    depth = torch.linspace(1, 2, 16).reshape(4, 4)
+    good = protocol.score(1 / depth, depth)
     empty = protocol.score(torch.ones(4, 4), torch.full((4, 4), math.inf))
-    assert math.isnan(empty["absrel"])
-    assert mean_scores([empty, {**empty, "absrel": 0.5}])["absrel"] == 0.5
+    assert mean_scores([empty, good]) == good
+    assert math.isnan(mean_scores([empty])["absrel"])
+    spoiled = (1 / depth).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(math.nan))
+    assert math.isnan(mean_scores([good, protocol.score(spoiled, depth)])["absrel"])
 
 
 def test_a_range_must_be_ordered():
