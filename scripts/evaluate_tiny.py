@@ -110,7 +110,7 @@ def main() -> None:
         "size": args.size,
         "steps": args.steps,
         "depth_steps": args.depth_steps,
-        "guidance": model.guidance,
+        "guidance": model.guidance if model.model.config.guidance_embed else None,
         "measures": list(args.measures),
         "weights": weights,
         "alignment": "affine_disparity",
