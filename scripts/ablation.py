@@ -13,9 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -125,7 +127,7 @@ def main() -> None:
     find_device(args.kind)  # refuses one that isn't there
     threads = set_threads(args.num_threads)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run in progress is told to stop
-    check_settings(args)
+    weights = check_settings(args)["weights"]
     measuring = Measuring(args, threads=threads)
     for seed in range(1, args.seeds + 1):  # seed by seed: an interrupted ablation compares what it has
         for name in args.arms:
@@ -136,13 +138,13 @@ def main() -> None:
                 measured = measuring.figures(addons)
                 with writing(f"--output {args.output}"):
                     write_json(figures, measured)
-                write_results(args, read_results(args.output))
-    write_results(args, read_results(args.output))
+                write_results(args, read_results(args.output), weights=weights)
+    write_results(args, read_results(args.output), weights=weights)
     say(f"{args.output / 'ablation.md'}")
 
 
-def check_settings(args: AblationArgs) -> None:
-    """Note what all runs share, and refuse a folder whose runs were made otherwise."""
+def check_settings(args: AblationArgs) -> dict[str, Any]:
+    """Note and return what all runs share, and refuse a folder whose runs were made otherwise."""
     path = args.output / "settings.json"
     now = {name: value for name, value in flag_values(args).items() if name in FIXED}
     now |= training_set(args) | {
@@ -158,6 +160,7 @@ def check_settings(args: AblationArgs) -> None:
             told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in changed)
             raise UserError(f"--output {args.output}: holds runs made with {told}; give another folder")
     write_json(path, now)
+    return now
 
 
 def training_set(args: AblationArgs) -> dict[str, str | int | bool]:
@@ -167,8 +170,7 @@ def training_set(args: AblationArgs) -> dict[str, str | int | bool]:
         UserError: there is none, or it holds the scenes that are measured on.
     """
     layout = Layout(args.image_folder)
-    there = layout.processed_images.is_dir()
-    names = sorted(name for name, _ in scan(layout.processed_images, *IMAGE_SUFFIXES)) if there else []
+    names = sorted(name for name, _ in scan(layout.processed_images, *IMAGE_SUFFIXES))
     if not names:
         raise UserError(
             f"--image_folder {args.image_folder}: no scenes there; make them with dataset/make_scenes.py and cache "
@@ -315,13 +317,13 @@ def read_results(folder: Path) -> Results:
     return results
 
 
-def write_results(args: AblationArgs, results: Results) -> None:
+def write_results(args: AblationArgs, results: Results, *, weights: Mapping[str, str]) -> None:
     """Write the figures so far as JSON and as Markdown."""
     first = next(iter(next(iter(results.values())).values()))
     changed = f" with {' '.join(args.train_flags)}" if args.train_flags else ""
     facts = (
         f"Each run: {args.steps} steps from the same base ({args.base.name}), trained on {args.image_folder.name} by "
-        f"the recipe of scripts/ablation.py{changed}. Weights: {in_words(fingerprints(args.judge_paths()))}. "
+        f"the recipe of scripts/ablation.py{changed}. Weights: {in_words(weights)}. "
         f"Measured on {args.scenes} held-out "
         f"scenes of generator version {GENERATOR_VERSION} with the same noise, {args.sampling_steps} steps "
         f"({args.depth_steps} for depth), precision {args.precision}, on {args.kind}, {first['machine']}. Mean ± "

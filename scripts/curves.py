@@ -101,15 +101,17 @@ class CurvesArgs(Flags):
         for text in self.addons:
             if not re.fullmatch("0*[1-9][0-9]*=.+", text):
                 raise UserError(f"--addons {text}: must be PAIRS=FILE, such as 4000=run/jointdit_addons.safetensors")
-        numbers = [int(text.partition("=")[0]) for text in self.addons]
+        numbers = [pairs for pairs, _ in self._numbered_addons()]
         twice = next((number for number in numbers if numbers.count(number) > 1), None)
         if twice is not None:
             raise UserError(f"--addons {' '.join(self.addons)}: {twice} is there twice; one point is one file")
 
     def addons_by_pairs(self) -> dict[int, Path]:
         """Return the add-ons files by their number of training pairs, fewest first."""
-        parts = sorted((int(pairs), path) for pairs, _, path in (text.partition("=") for text in self.addons))
-        return {pairs: find_addons(Path(path), flag="addons") for pairs, path in parts}
+        return {pairs: find_addons(Path(path), flag="addons") for pairs, path in sorted(self._numbered_addons())}
+
+    def _numbered_addons(self) -> list[tuple[int, str]]:
+        return [(int(pairs), path) for pairs, _, path in (text.partition("=") for text in self.addons)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +134,7 @@ def main() -> None:
     threads = set_threads(args.num_threads)
     device = find_device(args.device)
     paths, addons = embedded_files(folder=args.model_folder), args.addons_by_pairs()
-    facts = fixed_facts(args, paths, device=device.type)
+    facts = fixed_facts(args, paths, addons, device=device.type)
     known = read_points(args.output, facts)
     judge = make_judge(args, paths, device=device)
     guided = judge.model.model.config.guidance_embed
@@ -200,7 +202,7 @@ def make_setting(args: CurvesArgs, judge: Judge) -> Setting:
     )
 
 
-def fixed_facts(args: CurvesArgs, paths: Mapping[str, Path], *, device: str) -> dict:
+def fixed_facts(args: CurvesArgs, paths: Mapping[str, Path], addons: Mapping[int, Path], *, device: str) -> dict:
     """Return what must be the same for all points of a folder."""
     return {
         "scenes": args.scenes,
@@ -210,7 +212,7 @@ def fixed_facts(args: CurvesArgs, paths: Mapping[str, Path], *, device: str) -> 
         "precision": args.precision,
         "device": device,
         "weights": fingerprints(paths),
-        "addons": {str(pairs): fingerprint(path) for pairs, path in args.addons_by_pairs().items()},
+        "addons": {str(pairs): fingerprint(path) for pairs, path in addons.items()},
     }
 
 

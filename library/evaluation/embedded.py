@@ -175,16 +175,11 @@ def measure_depth_to_image(setting: Setting) -> dict[str, float]:
     rgb_N3hw = model.depth_to_image(scenes.disparity_Nhw, scenes.captions, steps=setting.steps)
     again_Nhw = model.estimate_depth(rgb_N3hw, steps=setting.depth_steps, purpose="depth_to_image again")
     own, chance = absrel(again_Nhw, scenes.metric_Nhw), absrel(again_Nhw, shuffled(scenes.metric_Nhw))
-    found, named = setting.colors.find(rgb_N3hw), scenes.named_colors()
-    found_shapes, named_shapes = setting.shapes.find(rgb_N3hw), scenes.named_shapes()
     return {
         "d2i_absrel": own,
         "d2i_absrel_shuffled": chance,
         "d2i_ratio": _ratio(own, chance),
-        "d2i_color_words": found_share(found, named),
-        "d2i_color_words_shuffled": found_share(found, _next(named)),
-        "d2i_shape_words": found_share(found_shapes, named_shapes),
-        "d2i_shape_words_shuffled": found_share(found_shapes, _next(named_shapes)),
+        **_word_values(setting, rgb_N3hw, prefix="d2i_"),
     }
 
 
@@ -199,21 +194,28 @@ def measure_joint(setting: Setting) -> dict[str, float]:
     again_Nhw = model.estimate_depth(rgb_N3hw, steps=setting.depth_steps, purpose="joint again")
     depth_Nhw = reference_depth(again_Nhw)
     own, chance = absrel(disparity_Nhw, depth_Nhw), absrel(disparity_Nhw, shuffled(depth_Nhw))
-    found, named = setting.colors.find(rgb_N3hw), scenes.named_colors()
-    found_shapes, named_shapes = setting.shapes.find(rgb_N3hw), scenes.named_shapes()
     distance = _distance_to_true(setting, rgb_N3hw)
     return {
         "joint_absrel": own,
         "joint_absrel_shuffled": chance,
         "joint_absrel_true_pairs": absrel(scenes.disparity_Nhw, true_Nhw),
         "joint_ratio": _ratio(own, chance),
-        "color_words": found_share(found, named),
-        "color_words_shuffled": found_share(found, _next(named)),
-        "shape_words": found_share(found_shapes, named_shapes),
-        "shape_words_shuffled": found_share(found_shapes, _next(named_shapes)),
+        **_word_values(setting, rgb_N3hw),
         "feature_distance_generated": distance.generated,
         "feature_distance_real": distance.real,
         "feature_distance_ratio": distance.ratio,
+    }
+
+
+def _word_values(setting: Setting, rgb_N3hw: Tensor, *, prefix: str = "") -> dict[str, float]:
+    """Return which of the captions' colours and coloured solids generated pictures show, each beside chance."""
+    found, named = setting.colors.find(rgb_N3hw), setting.scenes.named_colors()
+    found_shapes, named_shapes = setting.shapes.find(rgb_N3hw), setting.scenes.named_shapes()
+    return {
+        f"{prefix}color_words": found_share(found, named),
+        f"{prefix}color_words_shuffled": found_share(found, _next(named)),
+        f"{prefix}shape_words": found_share(found_shapes, named_shapes),
+        f"{prefix}shape_words_shuffled": found_share(found_shapes, _next(named_shapes)),
     }
 
 

@@ -101,12 +101,12 @@ def measure_pca(pictures: Pictures, held_out: Pictures) -> Reconstruction:
     for pixels in (pictures.rgb(), pictures.depth()):
         statistics.add(_unit(pixels))
     pca = statistics.fit()
-    targets = {"rgb": _unit(held_out.rgb()), "depth": _unit(held_out.depth())}
-    results = {kind: pca.reconstruct(target) for kind, target in targets.items()}
+    targets = {"rgb": held_out.rgb(), "depth": held_out.depth()}
+    results = {kind: 2 * pca.reconstruct(_unit(target)) - 1 for kind, target in targets.items()}
     return Reconstruction(
-        rgb=float(psnr(results["rgb"], targets["rgb"]).mean()),
-        depth=float(psnr(results["depth"], targets["depth"]).mean()),
-        hues=hues_kept(2 * results["rgb"] - 1, held_out.rgb()),
+        rgb=mean_psnr(results["rgb"], targets["rgb"]),
+        depth=mean_psnr(results["depth"], targets["depth"]),
+        hues=hues_kept(results["rgb"], targets["rgb"]),
     )
 
 

@@ -98,8 +98,8 @@ def load_samples(
         made = "not a file of this version's scripts/tiny/cache_latents.py (keys rgb, depth and objects)"
         raise UserError(f"--latents {latents}: {made}; make it anew")
     names = read_names(latents)
-    count = len(names) if limit is None else min(len(names), len(captions))
-    if names[:count] != list(captions)[: None if limit is None else count]:
+    count = min(len(names), len(captions))
+    if names[:count] != list(captions)[:count] or (limit is None and len(names) != len(captions)):
         raise UserError(f"--latents {latents}: of other scenes than --scenes {scenes} has captions of; make it anew")
     texts = list(captions.values())[:count]
     clip_ids = [_ids(clip_tokenizer, each) for each in (texts, [EMPTY_PROMPT])]
